@@ -1,0 +1,266 @@
+#include "block_pool.h"
+
+#include <bit>
+#include <functional>
+#include <initializer_list>
+#include <utility>
+
+namespace npu {
+
+using c10::CachingAllocator::StatArray;
+
+bool SmallerBlock::operator()(const Block* a, const Block* b) const noexcept {
+  if (a->size != b->size) return a->size < b->size;
+  return std::less<>()(a->address, b->address);
+}
+
+bool SmallerBlock::operator()(const Block* a, std::size_t size) const noexcept { return a->size < size; }
+
+BlockPool::~BlockPool() {
+  for (const auto& [address, segment] : segments_) {
+    for (Block* block = segment->first; block != nullptr;) delete std::exchange(block, block->next);
+    delete segment;
+  }
+}
+
+BlockPool::Lists& BlockPool::make_lists(Stream* stream) {
+  const auto id = static_cast<std::uint64_t>(stream->id);
+  auto& slot = id < pool_streams_.size() ? pool_streams_[id] : other_streams_[stream];
+  if (slot == nullptr) slot = std::make_unique<Lists>();
+  return *slot;
+}
+
+// Free blocks that share a segment with others cannot be given back to the driver: "inactive splits".  A block of the
+// set never gains or loses its last neighbour while it stays there, so counting at insert and remove is exact.
+void BlockPool::insert(Lists& lists, Block* block) {
+  block->state = BlockState::Free;
+  BlockSet& set = lists.free[block->segment->small];
+  if (block->node) {
+    set.insert(std::move(block->node));
+  } else {
+    set.insert(block);
+  }
+  if (block->split()) {
+    change(stats_.inactive_split, pool_index(block), 1);
+    change(stats_.inactive_split_bytes, pool_index(block), static_cast<std::int64_t>(block->size));
+  }
+}
+
+void BlockPool::remove(Lists& lists, Block* block) {
+  block->node = lists.free[block->segment->small].extract(block);
+  if (block->split()) {
+    change(stats_.inactive_split, pool_index(block), -1);
+    change(stats_.inactive_split_bytes, pool_index(block), -static_cast<std::int64_t>(block->size));
+  }
+}
+
+void BlockPool::merge(Lists& lists, Block* block) {
+  if (Block* before = block->previous; before != nullptr && before->state == BlockState::Free) {
+    remove(lists, before);
+    block->address = before->address;
+    block->size += before->size;
+    block->previous = before->previous;
+    (block->previous != nullptr ? block->previous->next : block->segment->first) = block;
+    delete before;
+  }
+  if (Block* after = block->next; after != nullptr && after->state == BlockState::Free) {
+    remove(lists, after);
+    block->size += after->size;
+    block->next = after->next;
+    if (block->next != nullptr) block->next->previous = block;
+    delete after;
+  }
+  insert(lists, block);
+}
+
+bool BlockPool::coalesce(Lists& lists) {
+  bool merged_any = false;
+  for (std::size_t word = 0; word < lists.used.size(); ++word) {
+    for (std::uint64_t bits = std::exchange(lists.used[word], 0); bits != 0; bits &= bits - 1) {
+      const std::size_t size_class = word * 64 + static_cast<std::size_t>(std::countr_zero(bits));
+      for (Block* block = std::exchange(lists.exact[size_class], nullptr); block != nullptr;) {
+        Block* following = block->next_cached;
+        block->next_cached = nullptr;
+        merge(lists, block);
+        block = following;
+        merged_any = true;
+      }
+    }
+  }
+  return merged_any;
+}
+
+void BlockPool::coalesce() {
+  for (const auto& lists : pool_streams_)
+    if (lists != nullptr) coalesce(*lists);
+  for (const auto& [stream, lists] : other_streams_) coalesce(*lists);
+}
+
+Block* BlockPool::search(BlockSet& set, std::size_t rounded) const {
+  const auto found = set.lower_bound(rounded);
+  if (found == set.end()) return nullptr;
+  Block* block = *found;
+  // Blocks above the split limit serve only requests above it, and only ones they nearly fit.
+  if (rounded < config_.max_split_size && block->size >= config_.max_split_size) return nullptr;
+  if (rounded >= config_.max_split_size && block->size - rounded >= config_.max_non_split_rounding) return nullptr;
+  return block;
+}
+
+bool BlockPool::should_split(const Block* block, std::size_t rounded) const {
+  if (!config_.caching) return false;
+  const std::size_t remaining = block->size - rounded;
+  if (block->segment->small) return remaining >= AllocatorConfig::kMinBlock;
+  return rounded < config_.max_split_size && remaining > AllocatorConfig::kSmallLimit;
+}
+
+Block* BlockPool::take_best_fit(Stream* stream, std::size_t rounded, std::size_t requested) {
+  Lists& lists = lists_of(stream);
+  const bool small = rounded <= AllocatorConfig::kSmallLimit;
+  BlockSet& set = lists.free[small];
+  Block* block = search(set, rounded);
+  // Only small blocks wait in the lists, so a large request gains nothing from merging them.
+  if (block == nullptr && small && coalesce(lists)) block = search(set, rounded);
+  if (block == nullptr) return nullptr;
+  remove(lists, block);
+  return carve(lists, block, rounded, requested);
+}
+
+Block* BlockPool::carve(Lists& lists, Block* block, std::size_t rounded, std::size_t requested) {
+  if (should_split(block, rounded)) {
+    auto* rest = new Block;
+    rest->address = block->address + rounded;
+    rest->size = block->size - rounded;
+    rest->stream = block->stream;
+    rest->segment = block->segment;
+    rest->owner = owner_;
+    rest->previous = block;
+    rest->next = block->next;
+    if (rest->next != nullptr) rest->next->previous = rest;
+    block->next = rest;
+    block->size = rounded;
+    insert(lists, rest);
+  }
+  return hand_out(block, requested);
+}
+
+Block* BlockPool::take_fresh(Stream* stream, void* address, std::size_t size, std::size_t rounded,
+                             std::size_t requested) {
+  auto block = std::make_unique<Block>();
+  auto segment = std::make_unique<Segment>();
+  segment->address = static_cast<std::byte*>(address);
+  segment->size = size;
+  segment->stream = stream;
+  segment->first = block.get();
+  segment->small = rounded <= AllocatorConfig::kSmallLimit;
+  block->address = segment->address;
+  block->size = size;
+  block->stream = stream;
+  block->segment = segment.get();
+  block->owner = owner_;
+  segments_.emplace(reinterpret_cast<std::uintptr_t>(address), segment.get());
+  const std::size_t pool = pool_index(block.get());
+  change(stats_.segment, pool, 1);
+  change(stats_.reserved_bytes, pool, static_cast<std::int64_t>(size));
+  if (size >= config_.max_split_size) stats_.oversize_segments.increase(1);
+  ++stats_.num_device_alloc;
+  segment.release();
+  return carve(lists_of(stream), block.release(), rounded, requested);
+}
+
+std::vector<Segment*> BlockPool::detach_free_segments() {
+  coalesce();
+  std::vector<Segment*> detached;
+  for (auto it = segments_.begin(); it != segments_.end();) {
+    Segment* segment = it->second;
+    Block* block = segment->first;
+    if (block->next == nullptr && block->state == BlockState::Free) {
+      remove(lists_of(segment->stream), block);
+      detached.push_back(segment);
+      it = segments_.erase(it);
+    } else {
+      ++it;
+    }
+  }
+  return detached;
+}
+
+void BlockPool::forget(Segment* segment) {
+  const std::size_t pool = pool_index(segment->first);
+  change(stats_.segment, pool, -1);
+  change(stats_.reserved_bytes, pool, -static_cast<std::int64_t>(segment->size));
+  if (segment->size >= config_.max_split_size) stats_.oversize_segments.decrease(1);
+  ++stats_.num_device_free;
+  delete segment->first;
+  delete segment;
+}
+
+void BlockPool::reattach(Segment* segment) {
+  segments_.emplace(reinterpret_cast<std::uintptr_t>(segment->address), segment);
+  insert(lists_of(segment->stream), segment->first);
+}
+
+Block* BlockPool::find(const void* address) const {
+  const auto key = reinterpret_cast<std::uintptr_t>(address);
+  auto it = segments_.upper_bound(key);
+  if (it == segments_.begin()) return nullptr;
+  const Segment* segment = std::prev(it)->second;
+  if (key - reinterpret_cast<std::uintptr_t>(segment->address) >= segment->size) return nullptr;
+  Block* block = segment->first;
+  while (key >= reinterpret_cast<std::uintptr_t>(block->address) + block->size) block = block->next;
+  return block;
+}
+
+std::vector<c10::CachingDeviceAllocator::SegmentInfo> BlockPool::snapshot(c10::DeviceIndex device) {
+  coalesce();
+  std::vector<c10::CachingDeviceAllocator::SegmentInfo> infos;
+  infos.reserve(segments_.size());
+  for (const auto& [address, segment] : segments_) {
+    auto& info = infos.emplace_back();
+    info.device = device;
+    info.address = address;
+    info.total_size = segment->size;
+    info.stream = segment->stream;
+    info.is_large = !segment->small;
+    info.is_expandable = config_.expandable_segments;
+    for (const Block* block = segment->first; block != nullptr; block = block->next) {
+      auto& piece = info.blocks.emplace_back();
+      piece.size = block->size;
+      piece.requested_size = block->requested;
+      piece.allocated = block->state == BlockState::Live;
+      piece.active = piece.allocated || block->state == BlockState::Pending;
+      if (piece.allocated) info.allocated_size += block->size;
+      if (piece.active) {
+        info.active_size += block->size;
+        info.requested_size += block->requested;
+      }
+    }
+  }
+  return infos;
+}
+
+namespace {
+
+template <typename Function>
+void for_each_stat(c10::CachingDeviceAllocator::DeviceStats& stats, Function function) {
+  for (StatArray* array :
+       {&stats.allocation, &stats.segment, &stats.active, &stats.inactive_split, &stats.allocated_bytes,
+        &stats.reserved_bytes, &stats.active_bytes, &stats.inactive_split_bytes, &stats.requested_bytes})
+    for (auto& stat : *array) function(stat);
+  function(stats.oversize_allocations);
+  function(stats.oversize_segments);
+}
+
+}  // namespace
+
+void BlockPool::reset_peak_stats() {
+  for_each_stat(stats_, [](auto& stat) { stat.reset_peak(); });
+}
+
+void BlockPool::reset_accumulated_stats() {
+  for_each_stat(stats_, [](auto& stat) { stat.reset_accumulated(); });
+  stats_.num_alloc_retries = 0;
+  stats_.num_ooms = 0;
+  stats_.num_oom_rejections = 0;
+}
+
+}  // namespace npu

@@ -1,0 +1,55 @@
+"""Run the whole operator database and report: python run_opinfo.py [--dtype float32 ...] [--mode forward ...]."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+
+import torch
+from opinfo_cases import MODES, Inapplicable, all_cases, run_case
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtype", nargs="+", default=["float32"])
+    parser.add_argument("--mode", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--match", default="", help="only cases whose name contains this")
+    parser.add_argument("--shard", default="0/1", help="k/n: the k-th of n equal parts")
+    parser.add_argument("--json", help="write failures to this file")
+    parser.add_argument("--require", type=float, default=0.0, help="exit 1 below this percentage in any mode")
+    options = parser.parse_args()
+    part, parts = (int(n) for n in options.shard.split("/"))
+    dtypes = tuple(getattr(torch, name) for name in options.dtype)
+    tally: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    failures: dict[str, str] = {}
+    for number, case in enumerate(all_cases(dtypes, tuple(options.mode))):
+        if number % parts != part or options.match not in case.name:
+            continue
+        began = time.monotonic()
+        try:
+            run_case(case)
+            tally[case.mode][0] += 1
+        except Inapplicable:
+            tally[case.mode][2] += 1
+        except Exception as error:
+            tally[case.mode][1] += 1
+            failures[case.name] = f"{type(error).__name__}: {error}"
+            print(f"FAIL {case.name}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+        if time.monotonic() - began > 20:
+            print(f"slow {case.name}: {time.monotonic() - began:.0f} s", flush=True)
+    low = 100.0
+    for mode, (passed, failed, skipped) in tally.items():
+        share = 100.0 * passed / max(1, passed + failed)
+        low = min(low, share)
+        print(f"{mode:9} {passed} of {passed + failed} = {share:.2f} %   ({skipped} without a CPU result)")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(failures, file, indent=1)
+    return 1 if low < options.require else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

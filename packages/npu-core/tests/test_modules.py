@@ -1,0 +1,48 @@
+"""Modules of torch.nn whose kernels on accelerators are not those of the CPU."""
+
+import copy
+
+import pytest
+import torch
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("module", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
+def test_recurrent(module: type, bias: bool):
+    torch.manual_seed(0)
+    on_cpu = module(5, 7, num_layers=2, bidirectional=True, bias=bias)
+    on_npu = copy.deepcopy(on_cpu).npu()
+    x = torch.randn(4, 3, 5)
+    inputs = x.clone().requires_grad_(), x.npu().requires_grad_()
+    outputs = [m(i)[0] for m, i in zip((on_cpu, on_npu), inputs, strict=True)]
+    for output in outputs:
+        output.square().sum().backward()
+    torch.testing.assert_close(outputs[1].cpu(), outputs[0])
+    torch.testing.assert_close(inputs[1].grad.cpu(), inputs[0].grad)
+    for ours, theirs in zip(on_npu.parameters(), on_cpu.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_group_norm(format: torch.memory_format):
+    x = torch.randn(2, 4, 9, 9).contiguous(memory_format=format)
+    weight, bias = torch.randn(4), torch.randn(4)
+    inputs = x.clone().requires_grad_(), x.npu().requires_grad_()
+    outputs = [torch.nn.functional.group_norm(i, 2, weight.to(i.device), bias.to(i.device)) for i in inputs]
+    for output in outputs:
+        output.square().sum().backward()
+    assert outputs[1].stride() == outputs[0].stride()
+    torch.testing.assert_close(outputs[1].cpu(), outputs[0])
+    torch.testing.assert_close(inputs[1].grad.cpu(), inputs[0].grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("other", [torch.float32, torch.bfloat16])
+def test_products_need_one_dtype(other: torch.dtype):
+    with pytest.raises(RuntimeError, match="same dtype"):
+        torch.ones(2, 2, device="npu", dtype=torch.float16) @ torch.ones(2, 2, device="npu", dtype=other)
+
+
+def test_half_products_round_once():
+    a, b = torch.randn(33, 65).half(), torch.randn(65, 17).half()
+    expected = (a.double() @ b.double()).half()
+    torch.testing.assert_close((a.npu() @ b.npu()).cpu(), expected, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,148 @@
+"""Saving, loading, copying and sending npu tensors."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections import OrderedDict
+
+import pytest
+import torch
+
+
+def saved(obj, **options) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(obj, file, **options)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_round_trip_keeps_device_values_and_views(legacy):
+    base = torch.arange(12.0, device="npu:1").view(3, 4)
+    file = saved({"base": base, "view": base.t()[1:]}, _use_new_zipfile_serialization=not legacy)
+    loaded = torch.load(file)
+    assert loaded["base"].device == torch.device("npu:1")
+    assert torch.equal(loaded["base"].cpu(), base.cpu()) and torch.equal(loaded["view"].cpu(), base.t()[1:].cpu())
+    loaded["base"].zero_()
+    assert loaded["view"].abs().sum().item() == 0, "sharing of storage survives"
+
+
+@pytest.mark.parametrize("weights_only", [True, False])
+@pytest.mark.parametrize(
+    ("location", "device"),
+    [
+        ("cpu", "cpu"),
+        (torch.device("cpu"), "cpu"),
+        ("npu:0", "npu:0"),
+        ({"npu:1": "npu:0"}, "npu:0"),
+        (lambda storage, tag: storage, "cpu"),
+        (None, "npu:1"),
+    ],
+)
+def test_map_location(location, device, weights_only):
+    tensor = torch.arange(5, device="npu:1")
+    loaded = torch.load(saved(tensor), map_location=location, weights_only=weights_only)
+    assert loaded.device == torch.device(device) and loaded.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_cpu_file_to_npu():
+    loaded = torch.load(saved(torch.arange(3)), map_location="npu")
+    assert loaded.is_npu and loaded.tolist() == [0, 1, 2]
+
+
+def test_missing_device_is_explained(run_python, tmp_path):
+    path = tmp_path / "tensor.pt"
+    torch.save(torch.ones(2, device="npu:1"), path)
+    code = f"""
+        import torch
+        try:
+            torch.load({str(path)!r})
+        except RuntimeError as error:
+            print(error)
+        print(torch.load({str(path)!r}, map_location="cpu").tolist())
+        """
+    done = run_python(code, NPU_HOST_DEVICE_COUNT="1")
+    assert "Attempting to deserialize object on NPU device 1 but torch.npu.device_count() is 1." in done.stdout
+    assert done.stdout.endswith("[1.0, 1.0]\n")
+    done = run_python(code, ASCEND_RT_VISIBLE_DEVICES="")
+    assert "map_location=torch.device('cpu')" in done.stdout and done.stdout.endswith("[1.0, 1.0]\n")
+
+
+def test_load_is_possible_right_after_import(run_python, tmp_path):
+    path = tmp_path / "tensor.pt"
+    torch.save(torch.ones(2, device="npu"), path)
+    done = run_python(f"import torch; print(torch.load({str(path)!r}).device)")
+    assert done.stdout.split() == ["npu:0"]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.int8, torch.bool, torch.complex64, torch.float64]
+)
+def test_dtypes(dtype):
+    tensor = torch.ones(3, 2).to(dtype).npu()
+    assert torch.equal(torch.load(saved(tensor)).cpu(), tensor.cpu())
+
+
+def test_model_and_optimizer_state():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).npu()
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(5, 4, device="npu")).sum().backward()
+    optimizer.step()
+    loaded = torch.load(saved({"model": model.state_dict(), "optimizer": optimizer.state_dict()}))
+    other = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).npu()
+    other.load_state_dict(loaded["model"])
+    for mine, theirs in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(mine.cpu(), theirs.cpu())
+    torch.optim.Adam(other.parameters()).load_state_dict(loaded["optimizer"])
+
+
+def test_pickle_and_deepcopy():
+    parameter = torch.nn.Parameter(torch.arange(4.0, device="npu:1"))
+    for copied in (copy.deepcopy(parameter), pickle.loads(pickle.dumps(parameter))):
+        assert isinstance(copied, torch.nn.Parameter) and copied.device == parameter.device
+        assert copied.data_ptr() != parameter.data_ptr() and copied.tolist() == [0, 1, 2, 3]
+    tensors = [torch.ones(2, device="npu")]
+    tensors.append(tensors[0][1:])
+    copies = copy.deepcopy(tensors)
+    copies[0].zero_()
+    assert copies[1].item() == 0 and tensors[1].item() == 1
+    mapping = OrderedDict(a=torch.ones(1, device="npu"))
+    assert copy.deepcopy(mapping)["a"].is_npu
+
+
+def test_rng_state_in_a_checkpoint():
+    torch.npu.manual_seed(5)
+    file = saved(torch.npu.get_rng_state())
+    first = torch.rand(3, device="npu")
+    torch.npu.set_rng_state(torch.load(file))
+    assert torch.equal(torch.rand(3, device="npu"), first)
+
+
+def test_storages():
+    tensor = torch.arange(4.0, device="npu")
+    storage = tensor.untyped_storage()
+    assert (
+        storage.is_npu
+        and storage.cpu().device.type == "cpu"
+        and list(storage.cpu()) == list(tensor.cpu().untyped_storage())
+    )
+    assert torch.UntypedStorage(8).npu(1).device == torch.device("npu:1")
+    typed = tensor.storage()
+    assert isinstance(typed, torch.npu.FloatStorage) and not isinstance(typed, torch.npu.HalfStorage)
+    assert typed.tolist() == [0, 1, 2, 3]
+    assert torch.npu.FloatStorage(4).device.type == "npu"
+    assert torch.is_storage(torch.npu.FloatStorage(4))
+
+
+def test_legacy_tensor_types():
+    tensor = torch.npu.FloatTensor([1.0, 2.0])
+    assert tensor.is_npu and tensor.tolist() == [1, 2]
+    assert torch.npu.FloatTensor(2, 3).shape == (2, 3) and torch.npu.FloatTensor().numel() == 0
+    assert isinstance(tensor, torch.npu.FloatTensor) and not isinstance(tensor, torch.npu.HalfTensor)
+    assert not isinstance(tensor.cpu(), torch.npu.FloatTensor)
+    assert tensor.type() == "torch.npu.FloatTensor"
+    assert tensor.type("torch.npu.HalfTensor").dtype == torch.float16
+    assert torch.ones(2).type(torch.npu.HalfTensor).is_npu
+    assert tensor.type("torch.FloatTensor").device.type == "cpu"

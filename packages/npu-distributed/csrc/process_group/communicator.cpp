@@ -1,0 +1,149 @@
+#include "process_group/communicator.h"
+
+#include <c10/util/Exception.h>
+
+#include <cstdio>
+#include <cstring>
+
+#include "transport/comm_error.h"
+
+namespace npu::distributed {
+
+struct Communicator::Operation {
+  Communicator* communicator;
+  std::shared_ptr<CallRecord> record;
+  Body body;
+};
+
+namespace {
+
+constexpr std::chrono::seconds kAbortGrace{10};
+
+npu_status Report(npu_error* error, npu_status status, const std::string& text) {
+  std::strncpy(error->message, text.c_str(), sizeof error->message - 1);
+  error->message[sizeof error->message - 1] = '\0';
+  return status;
+}
+
+}  // namespace
+
+Communicator::Communicator(const CommunicatorSettings& settings, KeyValueStore store)
+    : settings_(settings),
+      transport_(Rendezvous(store, settings.rank, settings.size, settings.connect_timeout), settings.rank, memory_,
+                 settings.execution_timeout) {
+  // A group that was made without a name gets one that all its ranks know and no other group has.
+  if (settings_.name.empty()) settings_.name = "group_name_" + std::to_string(transport_.ranks().front().nonce);
+}
+
+Communicator::~Communicator() {
+  std::string failure = this->failure();
+  if (failure.empty()) return;
+  // The stream goes back to the pool: its next user must not inherit our error.  It has reached a waiter or the
+  // watchdog through the record.
+  Runtime().stream_synchronize(settings_.stream);
+}
+
+npu_status Communicator::RunTask(void* payload, npu_error* error) {
+  Operation& operation = **static_cast<Operation**>(payload);
+  Communicator& self = *operation.communicator;
+  operation.record->Start();
+  try {
+    operation.body(self.transport_);
+    operation.record->Succeed();
+    return NPU_OK;
+  } catch (const CommError& failure) {
+    self.NoteFailure(failure.what());
+    operation.record->Fail(failure.status(), failure.what());
+    return Report(error, failure.status(), failure.what());
+  } catch (const std::exception& failure) {
+    self.Abort(failure.what());
+    operation.record->Fail(NPU_ERROR_TASK_FAILED, failure.what());
+    return Report(error, NPU_ERROR_TASK_FAILED, failure.what());
+  }
+}
+
+void Communicator::DestroyTask(void* payload) {
+  Operation* operation = *static_cast<Operation**>(payload);
+  Communicator* self = operation->communicator;
+  if (!operation->record->finished()) {
+    // Dropped: the stream carried an error, so this collective never ran and peers wait for it in vain.
+    const std::string before = self->failure();
+    const std::string text = before.empty() ? "hccl: the collective was dropped because an earlier task on the "
+                                              "communication stream failed"
+                                            : before;
+    self->Abort(text);
+    operation->record->Fail(NPU_ERROR_TASK_FAILED, text);
+  }
+  delete operation;
+  self->OperationEnded();
+}
+
+void Communicator::Launch(const char* label, std::shared_ptr<CallRecord> record, Body body) {
+  auto operation = std::make_unique<Operation>(Operation{this, std::move(record), std::move(body)});
+  Operation* payload = operation.get();
+  npu_task task{};
+  task.run = &Communicator::RunTask;
+  task.destroy = &Communicator::DestroyTask;
+  task.name = label;
+  task.payload = &payload;
+  task.payload_size = sizeof payload;
+  task.kind = NPU_TASK_BLOCKING;
+  {
+    const std::lock_guard lock(mutex_);
+    ++in_flight_;
+  }
+  const npu_status status = Runtime().launch(settings_.stream, &task, nullptr, 0);
+  if (status != NPU_OK) {
+    OperationEnded();
+    CheckRuntime(status, "queueing a collective");
+  }
+  operation.release();  // DestroyTask deletes it
+}
+
+std::string Communicator::failure() const {
+  const std::lock_guard lock(mutex_);
+  return failure_;
+}
+
+void Communicator::NoteFailure(const std::string& text) noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!failure_.empty()) return;
+    failure_ = text;
+  }
+  // The host may be far from its next synchronisation, so the reason is said at once.
+  std::fprintf(stderr, "[rank %d, group %s, npu:%d] %s\n", settings_.rank, settings_.name.c_str(), settings_.device,
+               text.c_str());
+}
+
+void Communicator::Abort(const std::string& reason) noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_.empty()) failure_ = reason;
+  }
+  transport_.Abort(reason.c_str());
+}
+
+void Communicator::OperationEnded() noexcept {
+  const std::lock_guard lock(mutex_);
+  if (--in_flight_ == 0) idle_.notify_all();
+}
+
+bool Communicator::Drain(std::chrono::milliseconds limit) {
+  std::unique_lock lock(mutex_);
+  return idle_.wait_for(lock, limit, [this] { return in_flight_ == 0; });
+}
+
+void Communicator::Close(std::unique_ptr<Communicator> communicator, std::chrono::milliseconds limit) noexcept {
+  if (communicator == nullptr) return;
+  bool idle = communicator->Drain(limit);
+  if (!idle) {
+    communicator->Abort("hccl: rank " + std::to_string(communicator->settings_.rank) +
+                        " closed the process group while a collective was pending");
+    idle = communicator->Drain(kAbortGrace);
+  }
+  communicator->transport_.Leave();
+  if (!idle) (void)communicator.release();
+}
+
+}  // namespace npu::distributed

@@ -1,0 +1,75 @@
+// A group on one device of this process: its transport and the stream its collectives run on.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "process_group/call_record.h"
+#include "process_group/runtime_access.h"
+#include "transport/shared_memory_transport.h"
+
+namespace npu::distributed {
+
+struct CommunicatorSettings {
+  std::string name;  ///< empty: a unique one is made
+  int rank = 0;
+  int size = 1;
+  int device = 0;
+  npu_stream* stream = nullptr;
+  std::chrono::milliseconds connect_timeout{};
+  std::chrono::milliseconds execution_timeout{};
+};
+
+class Communicator {
+ public:
+  using Body = std::function<void(Transport&)>;
+
+  /// Collective over the group; blocks until everybody has come.  Throws CommError.
+  Communicator(const CommunicatorSettings& settings, KeyValueStore store);
+  /// Ends what still runs (see Abort) and waits for it.
+  ~Communicator();
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
+  const std::string& name() const { return settings_.name; }
+  int device() const { return settings_.device; }
+  npu_stream* stream() const { return settings_.stream; }
+
+  /// Queues `body` on the stream, behind everything queued there, as a task that may wait for peers.  `label` must be a
+  /// static string.  The memory that `body` names must stay valid until `record` is finished.
+  void Launch(const char* label, std::shared_ptr<CallRecord> record, Body body);
+
+  /// Text of the failure that ended this communicator; empty while it is healthy.
+  std::string failure() const;
+
+  /// Fails every queued and later call here and on the peers.  Thread-safe, does not wait.
+  void Abort(const std::string& reason) noexcept;
+
+  /// Waits until nothing is queued or running; false when `limit` passed first.
+  bool Drain(std::chrono::milliseconds limit);
+
+  /// Drains what peers still need, tells them that this rank leaves, and frees everything.  What does not end within
+  /// `limit` is aborted; what survives even that (a stream that never reaches the task) keeps its memory mapped.
+  static void Close(std::unique_ptr<Communicator> communicator, std::chrono::milliseconds limit) noexcept;
+
+ private:
+  struct Operation;
+  static npu_status RunTask(void* payload, npu_error* error);
+  static void DestroyTask(void* payload);
+  void NoteFailure(const std::string& text) noexcept;
+  void OperationEnded() noexcept;
+
+  CommunicatorSettings settings_;
+  RuntimeMemory memory_;
+  SharedMemoryTransport transport_;
+  mutable std::mutex mutex_;
+  std::condition_variable idle_;
+  int in_flight_ = 0;
+  std::string failure_;
+};
+
+}  // namespace npu::distributed

@@ -1,0 +1,156 @@
+#include "process_group/tensor_checks.h"
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Exception.h>
+#include <c10/util/Half.h>
+
+#include <optional>
+
+namespace npu::distributed {
+namespace {
+
+std::optional<ElementType> Lookup(at::ScalarType type) {
+  switch (type) {
+    case at::kChar:
+      return ElementType::kInt8;
+    case at::kByte:
+      return ElementType::kUInt8;
+    case at::kShort:
+      return ElementType::kInt16;
+    case at::kUInt16:
+      return ElementType::kUInt16;
+    case at::kInt:
+      return ElementType::kInt32;
+    case at::kUInt32:
+      return ElementType::kUInt32;
+    case at::kLong:
+      return ElementType::kInt64;
+    case at::kUInt64:
+      return ElementType::kUInt64;
+    case at::kHalf:
+      return ElementType::kFloat16;
+    case at::kBFloat16:
+      return ElementType::kBFloat16;
+    case at::kFloat:
+      return ElementType::kFloat32;
+    case at::kDouble:
+      return ElementType::kFloat64;
+    case at::kBool:
+      return ElementType::kBool;
+    case at::kFloat8_e4m3fn:
+      return ElementType::kFloat8E4M3;
+    case at::kFloat8_e5m2:
+      return ElementType::kFloat8E5M2;
+    default:
+      return std::nullopt;
+  }
+}
+
+}  // namespace
+
+void CheckTensor(const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.layout() == at::kStrided && tensor.device().type() == c10::DeviceType::PrivateUse1,
+              "Tensors must be NPU and dense, but got a ", tensor.layout(), " tensor on ", tensor.device());
+  TORCH_CHECK(tensor.is_contiguous(tensor.suggest_memory_format()), "Tensors must be contiguous, but got sizes ",
+              tensor.sizes(), " with strides ", tensor.strides(), "; call .contiguous() first");
+  TORCH_CHECK(Lookup(tensor.scalar_type()).has_value(),
+              "Unsupported data type for HCCL process group: ", tensor.scalar_type());
+}
+
+void CheckTensorList(const std::vector<at::Tensor>& tensors, const at::Tensor& like) {
+  TORCH_CHECK(!tensors.empty(), "Tensor list must be nonempty");
+  for (const at::Tensor& tensor : tensors) {
+    CheckTensor(tensor);
+    TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), "Tensors must have identical type, but got ",
+                     tensor.scalar_type(), " and ", like.scalar_type());
+    TORCH_CHECK(tensor.device() == like.device(), "Tensors must be on one device, but got ", tensor.device(), " and ",
+                like.device());
+  }
+}
+
+ElementType ElementTypeOf(const at::Tensor& tensor) { return *Lookup(tensor.scalar_type()); }
+
+Region RegionOf(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return {};
+  return {tensor.data_ptr(), tensor.nbytes()};
+}
+
+std::vector<Region> RegionsOf(const std::vector<at::Tensor>& tensors) {
+  std::vector<Region> regions;
+  regions.reserve(tensors.size());
+  for (const at::Tensor& tensor : tensors) regions.push_back(RegionOf(tensor));
+  return regions;
+}
+
+double Reduction::Factor() const {
+  if (address == nullptr) return constant;
+  switch (factor_type) {
+    case ElementType::kFloat16:
+      return static_cast<float>(*static_cast<const c10::Half*>(address));
+    case ElementType::kBFloat16:
+      return static_cast<float>(*static_cast<const c10::BFloat16*>(address));
+    case ElementType::kFloat64:
+      return *static_cast<const double*>(address);
+    default:
+      return *static_cast<const float*>(address);
+  }
+}
+
+Reduction ReductionOf(const c10d::ReduceOp& op, const at::Tensor& tensor) {
+  Reduction reduction;
+  switch (op.op_) {
+    case c10d::ReduceOp::SUM:
+      reduction.kind = ReduceKind::kSum;
+      break;
+    case c10d::ReduceOp::AVG:
+      reduction.kind = ReduceKind::kAverage;
+      break;
+    case c10d::ReduceOp::PRODUCT:
+      reduction.kind = ReduceKind::kProduct;
+      break;
+    case c10d::ReduceOp::MIN:
+      reduction.kind = ReduceKind::kMin;
+      break;
+    case c10d::ReduceOp::MAX:
+      reduction.kind = ReduceKind::kMax;
+      break;
+    case c10d::ReduceOp::BAND:
+      TORCH_CHECK(false, "Cannot use ReduceOp.BAND with HCCL");
+    case c10d::ReduceOp::BOR:
+      TORCH_CHECK(false, "Cannot use ReduceOp.BOR with HCCL");
+    case c10d::ReduceOp::BXOR:
+      TORCH_CHECK(false, "Cannot use ReduceOp.BXOR with HCCL");
+    case c10d::ReduceOp::PREMUL_SUM: {
+      const auto floating = [](at::ScalarType type) {
+        return type == at::kHalf || type == at::kFloat || type == at::kBFloat16 || type == at::kDouble;
+      };
+      TORCH_CHECK(floating(tensor.scalar_type()),
+                  "PreMulSum Data type must be half, float, bfloat16 or double, but got ", tensor.scalar_type());
+      const auto* scale = dynamic_cast<const c10d::PreMulSumSupplement*>(op.supplement_.get());
+      TORCH_CHECK(scale != nullptr, "PREMUL_SUM needs a factor: make it with _make_hccl_premul_sum(factor)");
+      reduction.kind = ReduceKind::kPremulSum;
+      if (!scale->tensor_factor.defined()) {
+        reduction.constant = scale->double_factor;
+      } else if (scale->tensor_factor.device().type() == at::kCPU) {
+        reduction.constant = scale->tensor_factor.item<double>();
+      } else {
+        CheckTensor(scale->tensor_factor);
+        TORCH_CHECK(floating(scale->tensor_factor.scalar_type()),
+                    "the factor of PREMUL_SUM must be half, float, "
+                    "bfloat16 or double, but got ",
+                    scale->tensor_factor.scalar_type());
+        reduction.factor = scale->tensor_factor;
+        reduction.address = scale->tensor_factor.data_ptr();
+        reduction.factor_type = ElementTypeOf(scale->tensor_factor);
+      }
+      break;
+    }
+    default:
+      TORCH_CHECK(false, "Unhandled ReduceOp ", static_cast<int>(op.op_));
+  }
+  TORCH_CHECK(tensor.scalar_type() != at::kFloat8_e4m3fn && tensor.scalar_type() != at::kFloat8_e5m2,
+              "Unsupported data type for a reduction with HCCL: ", tensor.scalar_type());
+  return reduction;
+}
+
+}  // namespace npu::distributed

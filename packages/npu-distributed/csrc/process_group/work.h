@@ -1,0 +1,83 @@
+// The Work of one collective.
+#pragma once
+
+#include <ATen/core/ivalue.h>
+
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <torch/csrc/distributed/c10d/Work.hpp>
+#include <vector>
+
+#include "process_group/call_record.h"
+#include "process_group/runtime_access.h"
+
+namespace npu::distributed {
+
+/// Tensors a collective uses, kept until somebody knows that it has finished with them (MULTI_STREAM_MEMORY_REUSE=2).
+class TensorStash {
+ public:
+  void Keep(std::vector<at::Tensor> tensors);
+  void Release();
+
+ private:
+  std::mutex mutex_;
+  std::vector<at::Tensor> tensors_;
+};
+
+class ProcessGroupHCCL;
+
+class WorkHCCL final : public c10d::Work {
+ public:
+  struct Start {
+    int rank = 0;
+    int device = 0;
+    c10d::OpType op = c10d::OpType::UNKNOWN;
+    uint64_t sequence = 0;
+    std::chrono::milliseconds timeout{};  ///< zero: never
+    bool blocks_host = false;             ///< wait() also waits on the host (barrier, TORCH_HCCL_BLOCKING_WAIT)
+    bool abort_on_timeout = false;        ///< TORCH_HCCL_BLOCKING_WAIT: wait() gives up after the timeout
+    npu_stream* stream = nullptr;
+    std::vector<at::Tensor> outputs;
+    std::shared_ptr<CallRecord> record;
+    std::shared_ptr<TensorStash> stash;
+    std::function<void(const std::string&)> abort;
+  };
+
+  /// Records the end of what is queued on the stream so far and completes the future with it.
+  explicit WorkHCCL(Start start);
+
+  bool isCompleted() override;
+  bool isSuccess() const override;
+  std::exception_ptr exception() const override;
+  std::vector<at::Tensor> result() override;
+  void synchronize() override;
+  bool wait(std::chrono::milliseconds timeout = kNoTimeout) override;
+  void blockCurrentStream() override { synchronize(); }
+  void abort() override;
+  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
+  uint64_t getSequencenumber() const override;
+
+  const std::shared_ptr<CallRecord>& record() const { return start_.record; }
+  const std::vector<at::Tensor>& outputs() const { return start_.outputs; }
+  /// "WorkHCCL(SeqNum=1, OpType=ALLREDUCE, Timeout(ms)=1800000)".
+  std::string Describe() const;
+
+ private:
+  void WaitOnHost(std::chrono::milliseconds timeout);
+
+  Start start_;
+  EventPtr end_;
+  c10::intrusive_ptr<c10::ivalue::Future> future_;
+};
+
+/// Makes later work of the calling thread's current stream wait for `end`, and fail with the text of `record` if the
+/// collective failed: a program that never looks at the communication stream must not compute with wrong numbers.
+void WaitOnCurrentStream(int device, npu_event* end, const std::shared_ptr<CallRecord>& record);
+
+/// Raises the failure of `record` as the exception that fits its status.
+[[noreturn]] void ThrowFailure(const CallRecord& record);
+[[noreturn]] void ThrowStatus(npu_status status, const std::string& text);
+
+}  // namespace npu::distributed

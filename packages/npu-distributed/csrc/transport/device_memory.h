@@ -1,0 +1,53 @@
+// Memory that crosses process borders: the three calls of the runtime this wheel needs, and a cache over imports.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <unordered_map>
+#include <vector>
+
+#include "npu/driver.h"
+
+namespace npu::distributed {
+
+/// Export and import of device memory (see driver.h).  Tests put their own memory behind it.
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+  /// Each throws CommError on failure.
+  virtual npu_memory_handle Export(const void* address, size_t bytes) = 0;
+  virtual void* Import(const npu_memory_handle& handle, size_t bytes) = 0;
+  virtual void Close(void* address) noexcept = 0;
+};
+
+/// Imports of one group, kept open so that a buffer used again costs one hash lookup.
+///
+/// Equal handles name equal memory for as long as the exporter lives: a handle is a place in an arena, not a lifetime.
+class ImportCache {
+ public:
+  ImportCache(DeviceMemory& memory, int ranks) : memory_(memory), imports_(static_cast<size_t>(ranks)) {}
+  ~ImportCache();
+  ImportCache(const ImportCache&) = delete;
+  ImportCache& operator=(const ImportCache&) = delete;
+
+  void* Address(int rank, const npu_memory_handle& handle, size_t bytes);
+
+ private:
+  struct Hash {
+    size_t operator()(const npu_memory_handle& handle) const noexcept;
+  };
+  struct Equal {
+    bool operator()(const npu_memory_handle& a, const npu_memory_handle& b) const noexcept {
+      return std::memcmp(a.bytes, b.bytes, sizeof a.bytes) == 0;
+    }
+  };
+  using Table = std::unordered_map<npu_memory_handle, void*, Hash, Equal>;
+
+  void Drop(Table& table) noexcept;
+
+  DeviceMemory& memory_;
+  std::vector<Table> imports_;
+};
+
+}  // namespace npu::distributed

@@ -1,0 +1,81 @@
+// How the ranks of one group meet and reach each other's memory.
+//
+// Algorithms (csrc/collectives) are written against this interface and never learn which transport carries them.  A
+// collective is: Meet, move bytes, and either Part (peers used my memory) or nothing (only inline payloads were read).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "collectives/element_type.h"
+
+namespace npu::distributed {
+
+enum class CallKind : uint32_t {
+  kAllReduce,
+  kBroadcast,
+  kReduce,
+  kAllGather,
+  kReduceScatter,
+  kAllToAll,
+  kScatter,
+  kGather,
+  kBarrier,
+};
+
+const char* Name(CallKind kind);
+
+/// What a rank is about to do.  Every rank announces one, so that a mismatch is an error instead of wrong numbers.
+struct Call {
+  CallKind kind = CallKind::kBarrier;
+  ElementType element = ElementType::kUInt8;
+  ReduceKind reduce = ReduceKind::kSum;
+  int32_t root = -1;
+  uint64_t count = 0;   ///< elements this rank contributes
+  double factor = 1.0;  ///< ReduceKind::kPremulSum: scale of this rank's contribution
+};
+
+/// A stretch of this rank's device memory that peers may address during the call.
+struct Region {
+  void* address = nullptr;
+  size_t bytes = 0;
+};
+
+/// One group of ranks.  All calls come from one thread at a time except Abort, which any thread may call.
+/// Every function that waits throws CommError when a peer died, the group failed, was aborted or timed out.
+class Transport {
+ public:
+  virtual ~Transport() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  /// Largest payload Meet can carry.
+  virtual size_t inline_capacity() const = 0;
+  /// Most regions one call can announce.
+  virtual size_t region_capacity() const = 0;
+
+  /// Announces `call`, the payload and the regions, and waits until every rank has announced its own.
+  virtual void Meet(const Call& call, std::span<const std::byte> payload, std::span<const Region> regions) = 0;
+
+  /// What `rank` announced at the last Meet; valid until the next one.
+  virtual const Call& CallOf(int rank) const = 0;
+  virtual std::span<const std::byte> PayloadOf(int rank) const = 0;
+  /// Region `index` of `rank`, addressable here; its own region for the own rank.  Empty when it was announced so.
+  virtual std::span<std::byte> RegionOf(int rank, size_t index) = 0;
+
+  /// Takes the next unclaimed piece of `owner`'s share of this call; false when all `pieces` are taken.  Every piece
+  /// goes to exactly one rank.
+  virtual bool ClaimPiece(int owner, uint32_t pieces, uint32_t* piece) = 0;
+
+  /// Waits until every rank has come here: afterwards no peer touches this rank's regions.
+  virtual void Part() = 0;
+
+  /// Makes this and every later call fail on every rank with `reason`.  Thread-safe, idempotent.
+  virtual void Abort(const char* reason) noexcept = 0;
+  /// Tells peers that this rank will not come again.  Idempotent.
+  virtual void Leave() noexcept = 0;
+};
+
+}  // namespace npu::distributed

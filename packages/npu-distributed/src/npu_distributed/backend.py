@@ -1,0 +1,94 @@
+"""Registration of backend "hccl" with torch.distributed."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import warnings
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+# What pending collectives get at interpreter exit before they are aborted: a peer that is a little late still finds us,
+# a peer that never comes does not keep this process.
+_EXIT_LIMIT = timedelta(seconds=30)
+
+
+def register() -> None:
+    """Make "hccl" a backend of torch.distributed, the default one for npu tensors.  Idempotent."""
+    from npu_distributed import distributed
+    from npu_distributed._C import ProcessGroupHCCL
+
+    if "hccl" not in dist.Backend.backend_list:
+        dist.Backend.register_backend("hccl", create, extended_api=True, devices=["npu"])
+    for module in (dist, distributed_c10d):
+        module.is_hccl_available = distributed.is_hccl_available
+        module.reinit_process_group = distributed.reinit_process_group
+        module.ProcessGroupHCCL = ProcessGroupHCCL
+    _allow_bfloat16_hooks()
+
+
+def _allow_bfloat16_hooks() -> None:
+    """Let DistributedDataParallel on npu use bf16_compress_hook, which torch allows for cuda and xpu only."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    original = DistributedDataParallel._check_comm_hook
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def check(self: DistributedDataParallel, hook: Any) -> None:
+        is_bfloat16 = getattr(hook, "__name__", "") in ("bf16_compress_hook", "bf16_compress_wrapper_hook")
+        if not (is_bfloat16 and self.device_type == "npu"):
+            original(self, hook)
+
+    DistributedDataParallel._check_comm_hook = check
+
+
+def create(settings: Any, pg_options: Any) -> Any:
+    """Make the backend object of a new group; torch calls this.
+
+    Parameters
+    ----------
+    settings : torch._C._distributed_c10d._DistributedBackendOptions
+        Store, rank, size, timeout and name of the group.
+    pg_options : ProcessGroupHCCL.Options or None
+        Options of the caller; anything else is replaced by default ones.
+    """
+    from npu_distributed._C import ProcessGroupHCCL
+
+    options = pg_options if isinstance(pg_options, ProcessGroupHCCL.Options) else ProcessGroupHCCL.Options()
+    options.is_high_priority_stream = False
+    options._timeout = settings.timeout
+    options.global_ranks_in_group = settings.global_ranks_in_group
+    options.group_id = settings.group_id
+    _shut_down_at_exit()
+    return ProcessGroupHCCL(settings.store, settings.group_rank, settings.group_size, options)
+
+
+@functools.cache
+def _shut_down_at_exit() -> None:
+    # npu-core registered its own handler before it loaded this plugin, so ours runs first: that one waits for all
+    # streams, and a stream with a collective that nobody joins would never drain.
+    atexit.register(_shut_down)
+
+
+def _shut_down() -> None:
+    from npu_distributed._C import shutdown_all_groups
+
+    try:
+        shutdown_all_groups(_EXIT_LIMIT)
+    except Exception as error:
+        warnings.warn(f"shutting down the hccl process groups failed: {error}", stacklevel=1)
+
+
+def backend_of(group: Any) -> Any:
+    """Return the ProcessGroupHCCL behind a process group, or None."""
+    try:
+        backend = group._get_backend(torch.device("npu"))
+    except RuntimeError:
+        return None
+    return getattr(backend, "wrapped_pg", backend)

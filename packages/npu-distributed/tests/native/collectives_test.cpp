@@ -1,0 +1,306 @@
+// Transport and algorithms between forked processes.  Exit status 0 when everything passed.
+#include <cmath>
+#include <cstdlib>
+
+#include "collectives/algorithms.h"
+#include "forked_group.h"
+
+using namespace npu::distributed;
+using namespace npu::distributed::testing;
+
+namespace {
+
+Region RegionOf(void* address, size_t bytes) { return {address, bytes}; }
+
+float Value(int rank, size_t i) { return static_cast<float>((i * 7 + static_cast<size_t>(rank) * 13) % 101) - 50.0f; }
+
+void AllReduceSizes(Rank& self) {
+  for (const size_t count : {0ul, 1ul, 3ul, 17ul, 2048ul, 2049ul, 100003ul, 1000001ul}) {
+    self.memory.Reset();
+    float* data = self.memory.Allocate<float>(count + 1);
+    for (size_t i = 0; i < count; ++i) data[i] = Value(self.rank, i);
+    data[count] = -7.0f;  // guard: nothing may be written behind the buffer
+    AllReduce(self.transport, ElementType::kFloat32, ReduceKind::kSum, 1.0, RegionOf(data, count * 4));
+    for (size_t i = 0; i < count; ++i) {
+      float expected = 0;
+      for (int rank = 0; rank < self.size; ++rank) expected += Value(rank, i);
+      EXPECT(data[i] == expected);
+    }
+    EXPECT(data[count] == -7.0f);
+  }
+}
+
+void AllReduceKinds(Rank& self) {
+  for (const size_t count : {5ul, 50021ul}) {
+    for (const ReduceKind kind : {ReduceKind::kSum, ReduceKind::kAverage, ReduceKind::kProduct, ReduceKind::kMin,
+                                  ReduceKind::kMax, ReduceKind::kPremulSum}) {
+      self.memory.Reset();
+      double* data = self.memory.Allocate<double>(count);
+      for (size_t i = 0; i < count; ++i) data[i] = Value(self.rank, i);
+      AllReduce(self.transport, ElementType::kFloat64, kind, 0.5 + self.rank, RegionOf(data, count * 8));
+      for (size_t i = 0; i < count; ++i) {
+        double expected = kind == ReduceKind::kPremulSum ? 0.5 * Value(0, i) : Value(0, i);
+        for (int rank = 1; rank < self.size; ++rank) {
+          const double value = Value(rank, i);
+          switch (kind) {
+            case ReduceKind::kSum:
+            case ReduceKind::kAverage:
+              expected += value;
+              break;
+            case ReduceKind::kProduct:
+              expected *= value;
+              break;
+            case ReduceKind::kMin:
+              expected = std::min(expected, value);
+              break;
+            case ReduceKind::kMax:
+              expected = std::max(expected, value);
+              break;
+            case ReduceKind::kPremulSum:
+              expected += (0.5 + rank) * value;
+              break;
+          }
+        }
+        if (kind == ReduceKind::kAverage) expected /= self.size;
+        EXPECT(data[i] == expected);
+      }
+    }
+  }
+}
+
+void BroadcastEveryRoot(Rank& self) {
+  for (const size_t count : {0ul, 9ul, 8192ul, 3000017ul}) {
+    for (int root = 0; root < self.size; ++root) {
+      self.memory.Reset();
+      auto* data = self.memory.Allocate<uint8_t>(count);
+      for (size_t i = 0; i < count; ++i) data[i] = static_cast<uint8_t>(i * 3 + static_cast<size_t>(self.rank));
+      Broadcast(self.transport, ElementType::kUInt8, root, RegionOf(data, count));
+      for (size_t i = 0; i < count; ++i) EXPECT(data[i] == static_cast<uint8_t>(i * 3 + static_cast<size_t>(root)));
+    }
+  }
+}
+
+void AllGatherUneven(Rank& self) {
+  for (const size_t base : {0ul, 5ul, 2000ul, 300007ul}) {
+    self.memory.Reset();
+    const auto count = [&](int rank) { return base + static_cast<size_t>(rank) * (base / 2); };
+    auto* input = self.memory.Allocate<int32_t>(count(self.rank));
+    for (size_t i = 0; i < count(self.rank); ++i) input[i] = static_cast<int32_t>(i) * 10 + self.rank;
+    std::vector<Region> outputs;
+    for (int rank = 0; rank < self.size; ++rank) {
+      outputs.push_back(RegionOf(self.memory.Allocate<int32_t>(count(rank)), count(rank) * 4));
+    }
+    AllGather(self.transport, ElementType::kInt32, RegionOf(input, count(self.rank) * 4), outputs);
+    for (int rank = 0; rank < self.size; ++rank) {
+      const auto* output = static_cast<const int32_t*>(outputs[static_cast<size_t>(rank)].address);
+      for (size_t i = 0; i < count(rank); ++i) EXPECT(output[i] == static_cast<int32_t>(i) * 10 + rank);
+    }
+  }
+}
+
+void ScatterFamily(Rank& self) {
+  const size_t count = 40013;
+  const auto size = static_cast<size_t>(self.size);
+  const auto fill = [&](int source, int target, size_t i) {
+    return source * 1000 + target * 100 + static_cast<int>(i % 50);
+  };
+  for (int root = 0; root < self.size; ++root) {
+    self.memory.Reset();
+    std::vector<Region> inputs;
+    std::vector<Region> outputs;
+    for (int rank = 0; rank < self.size; ++rank) {
+      auto* part = self.memory.Allocate<int32_t>(count);
+      for (size_t i = 0; i < count; ++i) part[i] = fill(self.rank, rank, i);
+      inputs.push_back(RegionOf(part, count * 4));
+      outputs.push_back(RegionOf(self.memory.Allocate<int32_t>(count), count * 4));
+    }
+    auto* output = static_cast<int32_t*>(outputs[0].address);
+    ReduceScatter(self.transport, ElementType::kInt32, ReduceKind::kSum, 1.0, inputs, outputs[0]);
+    for (size_t i = 0; i < count; ++i) {
+      int expected = 0;
+      for (int rank = 0; rank < self.size; ++rank) expected += fill(rank, self.rank, i);
+      EXPECT(output[i] == expected);
+    }
+    AllToAll(self.transport, ElementType::kInt32, inputs, outputs);
+    for (int rank = 0; rank < self.size; ++rank) {
+      const auto* got = static_cast<const int32_t*>(outputs[static_cast<size_t>(rank)].address);
+      for (size_t i = 0; i < count; ++i) EXPECT(got[i] == fill(rank, self.rank, i));
+    }
+    const std::span<const Region> offered =
+        self.rank == root ? std::span<const Region>(inputs) : std::span<const Region>();
+    Scatter(self.transport, ElementType::kInt32, root, offered, outputs[0]);
+    for (size_t i = 0; i < count; ++i) EXPECT(output[i] == fill(root, self.rank, i));
+    Gather(self.transport, ElementType::kInt32, root, inputs[size - 1],
+           self.rank == root ? std::span<const Region>(outputs) : std::span<const Region>());
+    for (int rank = 0; rank < self.size && self.rank == root; ++rank) {
+      const auto* got = static_cast<const int32_t*>(outputs[static_cast<size_t>(rank)].address);
+      for (size_t i = 0; i < count; ++i) EXPECT(got[i] == fill(rank, self.size - 1, i));
+    }
+    auto* mine = static_cast<int32_t*>(inputs[0].address);
+    Reduce(self.transport, ElementType::kInt32, ReduceKind::kMax, 1.0, root, inputs[0]);
+    for (size_t i = 0; i < count; ++i) {
+      EXPECT(mine[i] == fill(self.rank == root ? self.size - 1 : self.rank, 0, i));
+    }
+  }
+}
+
+// Many calls of changing sizes: any slip in the turn-taking of slots or piece counters shows here.
+void ManyCalls(Rank& self) {
+  self.memory.Reset();
+  auto* data = self.memory.Allocate<int64_t>(400000);
+  for (int round = 0; round < 400; ++round) {
+    const size_t count = round % 3 == 0 ? 300000 + static_cast<size_t>(round) : 1 + static_cast<size_t>(round);
+    for (size_t i = 0; i < count; i += 97) data[i] = round + self.rank;
+    AllReduce(self.transport, ElementType::kInt64, ReduceKind::kSum, 1.0, RegionOf(data, count * 8));
+    for (size_t i = 0; i < count; i += 97) {
+      EXPECT(data[i] == static_cast<int64_t>(round) * self.size + self.size * (self.size - 1) / 2);
+    }
+    if (round % 7 == self.rank) usleep(200);
+  }
+}
+
+void ImportsAreCached(Rank& self) {
+  auto* data = self.memory.Allocate<float>(100000);
+  for (int round = 0; round < 5; ++round) {
+    AllReduce(self.transport, ElementType::kFloat32, ReduceKind::kMax, 1.0, RegionOf(data, 400000));
+  }
+  EXPECT(self.memory.imports == self.size - 1);
+}
+
+void MismatchedCalls(Rank& self) {
+  auto* data = self.memory.Allocate<float>(4096);
+  const std::string text = ErrorOf([&] {
+    if (self.rank == 0) {
+      AllReduce(self.transport, ElementType::kFloat32, ReduceKind::kSum, 1.0, RegionOf(data, 64));
+    } else {
+      Broadcast(self.transport, ElementType::kFloat32, 1, RegionOf(data, 64));
+    }
+  });
+  EXPECT(Contains(text, "EI0005") && Contains(text, "all_reduce(16 x float32") && Contains(text, "broadcast(16"));
+  // The group stays failed, so no rank can go on with wrong data.
+  EXPECT(Contains(ErrorOf([&] { Barrier(self.transport); }), "EI0005"));
+}
+
+void MismatchedCounts(Rank& self) {
+  auto* data = self.memory.Allocate<float>(100000);
+  const size_t count = self.rank == 0 ? 90000 : 70;
+  const std::string text = ErrorOf(
+      [&] { AllReduce(self.transport, ElementType::kFloat32, ReduceKind::kSum, 1.0, RegionOf(data, count * 4)); });
+  EXPECT(Contains(text, "90000 x float32") && Contains(text, "70 x float32"));
+}
+
+void PeerDies(Rank& self) {
+  Barrier(self.transport);
+  if (self.rank == self.size - 1) _exit(0);  // without Leave: as a crash
+  const auto begin = std::chrono::steady_clock::now();
+  const std::string text = ErrorOf([&] { Barrier(self.transport); });
+  EXPECT(Contains(text, "EI0002") && Contains(text, "rank " + std::to_string(self.size - 1)));
+  EXPECT(std::chrono::steady_clock::now() - begin < std::chrono::seconds(3));
+}
+
+void PeerLeaves(Rank& self) {
+  Barrier(self.transport);
+  if (self.rank == 0) return;  // leaves properly
+  EXPECT(Contains(ErrorOf([&] { Barrier(self.transport); }), "rank 0"));
+}
+
+void TimesOut(Rank& self) {
+  if (self.rank == 0) {
+    const std::string text = ErrorOf([&] { Barrier(self.transport); });
+    EXPECT(Contains(text, "EI0002") && Contains(text, "HCCL_EXEC_TIMEOUT") && Contains(text, "rank(s) 1"));
+  } else {
+    usleep(1500 * 1000);
+  }
+}
+
+void AbortWakes(Rank& self) {
+  if (self.rank != 0) {
+    usleep(300 * 1000);
+    EXPECT(Contains(ErrorOf([&] { Barrier(self.transport); }), "called off"));
+    return;
+  }
+  std::thread killer([&] {
+    usleep(100 * 1000);
+    self.transport.Abort("called off");
+  });
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT(Contains(ErrorOf([&] { Barrier(self.transport); }), "called off"));
+  EXPECT(std::chrono::steady_clock::now() - begin < std::chrono::seconds(2));
+  killer.join();
+}
+
+void MeasureBandwidth(Rank& self) {
+  const size_t bytes = 64u << 20;
+  float* data = self.memory.Allocate<float>(bytes / 4);
+  std::memset(data, 0, bytes);
+  std::vector<double> times;
+  for (int round = 0; round < 12; ++round) {
+    Barrier(self.transport);
+    const auto begin = std::chrono::steady_clock::now();
+    AllReduce(self.transport, ElementType::kFloat32, ReduceKind::kSum, 1.0, RegionOf(data, bytes));
+    times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  std::sort(times.begin(), times.end());
+  if (self.rank == 0) {
+    std::printf("all_reduce 64 MiB float32: median %.2f ms, busbw %.1f GB/s\n", times[times.size() / 2] * 1e3,
+                static_cast<double>(bytes) / times[times.size() / 2] / 1e9);
+  }
+  const int rounds = 5000;
+  const auto begin = std::chrono::steady_clock::now();
+  for (int round = 0; round < rounds; ++round) {
+    AllReduce(self.transport, ElementType::kFloat32, ReduceKind::kSum, 1.0, RegionOf(data, 1024));
+  }
+  const double each = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / rounds;
+  if (self.rank == 0) std::printf("all_reduce 1 KiB float32: %.2f us\n", each * 1e6);
+}
+
+void DifferentMachines() {
+  ProcessIdentity here = ProcessIdentity::OfThisProcess();
+  ProcessIdentity there = here;
+  there.boot = "another-kernel";
+  there.host = "elsewhere";
+  const ProcessIdentity copy = ProcessIdentity::Parse(there.Serialize());
+  EXPECT(copy.host == "elsewhere" && copy.pid == here.pid && copy.start_time == here.start_time);
+  EXPECT(here.SharesMemoryWith(here) && !here.SharesMemoryWith(copy));
+  EXPECT(IsAlive(here));
+  here.start_time += 1;  // another process with the same pid
+  EXPECT(!IsAlive(here));
+  KeyValueStore store;
+  store.set = [](const std::string&, const std::string&) {};
+  store.get = [&](const std::string&, std::chrono::milliseconds) { return there.Serialize(); };
+  const std::string text = ErrorOf([&] { Rendezvous(store, 0, 2, std::chrono::seconds(1)); });
+  EXPECT(Contains(text, "elsewhere") && Contains(text, "gloo"));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc > 1 && std::string(argv[1]) == "--measure") {
+    return RunRanks("measure", 2, MeasureBandwidth, {std::chrono::seconds(20), 128u << 20}) ? 0 : 1;
+  }
+  bool passed = true;
+  try {
+    DifferentMachines();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    passed = false;
+  }
+  for (const int size : {1, 2, 3}) {
+    passed &= RunRanks("all_reduce sizes", size, AllReduceSizes);
+    passed &= RunRanks("all_reduce kinds", size, AllReduceKinds);
+    passed &= RunRanks("broadcast from every root", size, BroadcastEveryRoot);
+    passed &= RunRanks("all_gather, uneven", size, AllGatherUneven);
+    passed &= RunRanks("reduce_scatter, all_to_all, scatter, gather", size, ScatterFamily);
+    passed &= RunRanks("imports are cached", size, ImportsAreCached);
+  }
+  for (const int size : {2, 3}) {
+    passed &= RunRanks("many calls", size, ManyCalls);
+    passed &= RunRanks("mismatched calls", size, MismatchedCalls);
+    passed &= RunRanks("mismatched counts", size, MismatchedCounts);
+    passed &= RunRanks("a peer dies", size, PeerDies);
+    passed &= RunRanks("a peer leaves", size, PeerLeaves);
+  }
+  passed &= RunRanks("time-out", 2, TimesOut, {std::chrono::milliseconds(400), 1u << 20});
+  passed &= RunRanks("abort wakes the waiter", 2, AbortWakes);
+  return passed ? 0 : 1;
+}

@@ -1,0 +1,37 @@
+"""How npu-core finds this package: entry point group ``npu.plugins``."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+
+def load() -> Mapping[str, Any]:
+    """Register the operators and return what ``torch_npu`` offers by these names."""
+    import torch
+
+    # Not the package: it may be half imported, waiting for the torch that is loading us.
+    from npu_ops_llm.operators import OPERATORS
+
+    return {name: getattr(torch.ops.npu, name) for name in OPERATORS}
+
+
+@functools.cache
+def _plugin() -> Any:
+    from importlib.metadata import version
+
+    from npu_core.plugins import Plugin
+
+    return Plugin(
+        name="npu-ops-llm",
+        version=version("npu-ops-llm"),
+        core_api=(1, 1),
+        attributes=("npu_rms_norm", "npu_rms_norm_backward"),
+        load=load,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    # `plugin` is made on demand, so that this module can be imported where npu-core is not installed.
+    if name == "plugin":
+        return _plugin()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
