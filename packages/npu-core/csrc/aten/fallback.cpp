@@ -1,5 +1,6 @@
 // Boxed fallback: ops without a kernel of their own run torch's CPU kernel on the engine, in stream order, over the
-// device memory itself, while the caller waits.  Ops whose result shape depends on data stay here by nature.
+// device memory itself, while the caller waits.  Ops whose result shape depends on data stay here by nature; those
+// whose shape is known run asynchronously (boxed_async.cpp).
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/native/Resize.h>
@@ -12,10 +13,12 @@
 #include <set>
 #include <string>
 
+#include "boxed_async.h"
 #include "copy.h"
 #include "empty.h"
 #include "engine_call.h"
 #include "engine_thread.h"
+#include "philox_seed.h"
 #include "runtime/error.h"
 #include "runtime/generator.h"
 #include "runtime/options.h"
@@ -94,10 +97,7 @@ class FallbackCall {
   // torch's CPU kernels need a CPU generator: seed one from the Philox range this call reserves.
   c10::IValue cpu_generator(const std::optional<at::Generator>& generator) {
     const auto state = reserve_philox(generator, device_ < 0 ? current_device() : device_, 4);
-    std::uint64_t mixed = state.seed + 0x9E3779B97F4A7C15ull * (state.offset + 1);
-    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9ull;
-    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBull;
-    return c10::IValue(at::detail::createCPUGenerator(mixed ^ (mixed >> 31)));
+    return c10::IValue(at::detail::createCPUGenerator(cpu_seed(state)));
   }
 
   at::Tensor to_cpu(const at::Tensor& t, bool written) {
@@ -280,6 +280,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
                               "The operator '", op.schema().operator_name(),
                               "' is not supported on npu: it has neither an npu nor a CPU kernel.",
                               error_suffix(Submodule::OPS, ErrorCode::NOT_SUPPORT));
+  if (run_asynchronously(op, stack)) return;
   count_fallback(op);
   FallbackCall(op, stack).run();
 }

@@ -43,6 +43,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> native_batch_norm(const at::Tenso
   return {out, mean, invstd};
 }
 
+// The functional spellings that torch.export and make_fx leave in graphs.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_legit(const at::Tensor& input, const OptTensor& weight,
+                                                                const OptTensor& bias, at::Tensor& running_mean,
+                                                                at::Tensor& running_var, bool training, double momentum,
+                                                                double eps) {
+  return (native_batch_norm)(input, weight, bias, running_mean, running_var, training, momentum, eps);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_without_statistics(const at::Tensor& input,
+                                                                             const OptTensor& weight,
+                                                                             const OptTensor& bias, bool training,
+                                                                             double momentum, double eps) {
+  return (native_batch_norm)(input, weight, bias, std::nullopt, std::nullopt, training, momentum, eps);
+}
+
 void run_batch_norm_backward(const at::Tensor& grad_input, const at::Tensor& grad_weight, const at::Tensor& grad_bias,
                              const at::Tensor& grad_out, const at::Tensor& input, const OptTensor& weight,
                              const OptTensor& running_mean, const OptTensor& running_var, const OptTensor& mean,
@@ -171,6 +186,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> native_group_norm_backward(
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("native_batch_norm", TORCH_FN(native_batch_norm));
+  m.impl("_native_batch_norm_legit", TORCH_FN(batch_norm_legit));
+  m.impl("_native_batch_norm_legit.no_stats", TORCH_FN(batch_norm_without_statistics));
   m.impl("native_batch_norm_backward", TORCH_FN(native_batch_norm_backward));
   m.impl("native_group_norm", TORCH_FN(native_group_norm));
   m.impl("native_group_norm_backward", TORCH_FN(native_group_norm_backward));

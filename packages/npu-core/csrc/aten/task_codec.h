@@ -111,7 +111,7 @@ class TaskReader {
   template <class T>
   c10::ArrayRef<T> array() {  // points into the payload
     const auto n = static_cast<size_t>(value<std::int64_t>());
-    return {static_cast<T*>(raw(n * sizeof(T))), n};
+    return c10::ArrayRef<T>(static_cast<T*>(raw(n * sizeof(T))), n);  // braces would make a list of two for bool
   }
 
  private:

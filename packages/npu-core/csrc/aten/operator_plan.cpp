@@ -1,0 +1,337 @@
+#include "operator_plan.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/List.h>
+#include <c10/core/DefaultDtype.h>
+
+#include <mutex>
+#include <set>
+#include <string>
+#include <unordered_map>
+
+#include "empty.h"
+#include "shape_functions.h"
+
+namespace npu::aten {
+namespace {
+
+// The sizes of their auxiliary results depend on which of its algorithms the CPU kernel picks.
+const std::set<std::string> kSynchronous = {"aten::_embedding_bag", "aten::_embedding_bag_forward_only"};
+
+// CPU kernels that use `out` as scratch memory of another size, or expect to choose its memory format.
+const std::set<std::string> kWithoutOut = {"aten::huber_loss", "aten::binary_cross_entropy", "aten::max_unpool2d",
+                                           "aten::max_unpool3d"};
+
+bool is_tensor_list(const c10::TypePtr& type) {
+  const auto* list = type->castRaw<c10::ListType>();
+  return list != nullptr && list->getElementType()->isSubtypeOf(*c10::TensorType::get());
+}
+
+int argument_with_alias(const c10::FunctionSchema& schema, const c10::AliasInfo& alias) {
+  for (size_t i = 0; i < schema.arguments().size(); ++i) {
+    const auto* other = schema.arguments()[i].alias_info();
+    if (other != nullptr && other->beforeSets() == alias.beforeSets()) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+bool is_generator(const c10::Argument& argument) { return argument.name() == "generator"; }
+
+// `out` takes what `op` takes, and then one tensor per result.
+bool completes(const c10::FunctionSchema& op, const c10::FunctionSchema& out) {
+  const size_t count = op.arguments().size(), results = op.returns().size();
+  if (out.arguments().size() != count + results) return false;
+  for (size_t i = 0; i < count; ++i) {
+    const auto &a = op.arguments()[i], &b = out.arguments()[i];
+    if (a.name() != b.name() || *a.type() != *b.type() || b.alias_info() != nullptr) return false;
+  }
+  for (size_t i = 0; i < results; ++i) {
+    const auto& b = out.arguments()[count + i];
+    if (!b.is_out() || b.type()->kind() != c10::TypeKind::TensorType) return false;
+  }
+  return true;
+}
+
+std::optional<c10::OperatorHandle> find_out(const c10::OperatorHandle& op) {
+  const auto& name = op.schema().operator_name();
+  if (kWithoutOut.count(c10::toString(name)) != 0) return std::nullopt;
+  for (const auto& overload : {std::string("out"), name.overload_name + "_out"}) {
+    const auto out = c10::Dispatcher::singleton().findSchema({name.name, overload});
+    if (out && out->hasKernelForDispatchKey(c10::DispatchKey::CPU) && completes(op.schema(), out->schema())) return out;
+  }
+  return std::nullopt;
+}
+
+bool runs_on_cpu(const c10::OperatorHandle& op) {
+  return op.hasKernelForDispatchKey(c10::DispatchKey::CPU) ||
+         op.hasKernelForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd);
+}
+
+}  // namespace
+
+OperatorPlan::OperatorPlan(const c10::OperatorHandle& handle) : op(handle), name(op.schema().name().c_str()) {
+  const auto& schema = op.schema();
+  shape_function = own_shape_function(op.operator_name());
+  const bool has_meta = op.hasComputedKernelForDispatchKey(c10::DispatchKey::Meta) &&
+                        !op.hasTag(at::Tag::dynamic_output_shape) && !op.hasTag(at::Tag::data_dependent_output);
+  bool fits = schema.name().rfind("aten::", 0) == 0 && kSynchronous.count(c10::toString(op.operator_name())) == 0 &&
+              runs_on_cpu(op) && (has_meta || shape_function != nullptr);
+  for (size_t i = 0; i < schema.arguments().size(); ++i) {
+    const auto& argument = schema.arguments()[i];
+    const auto* alias = argument.alias_info();
+    written.push_back(alias != nullptr && alias->isWrite());
+    if (is_generator(argument)) generator = static_cast<int>(i);
+    if (argument.name() == "output_mask") output_mask = static_cast<int>(i);
+  }
+  bool all_new = true;
+  for (const auto& result : schema.returns()) {
+    const auto* alias = result.alias_info();
+    Return r{is_tensor_list(result.type()), -1};
+    fits = fits && (r.is_list || result.type()->kind() == c10::TypeKind::TensorType);
+    if (alias != nullptr) {
+      r.argument = argument_with_alias(schema, *alias);
+      fits = fits && alias->isWrite() && r.argument >= 0;
+    }
+    all_new = all_new && r.argument < 0 && !r.is_list;
+    returns.push_back(r);
+  }
+  is_asynchronous = fits;
+  if (fits && all_new && !returns.empty()) out = find_out(op);
+}
+
+OperatorPlan& OperatorPlan::of(const c10::OperatorHandle& op) {
+  thread_local std::unordered_map<c10::OperatorHandle, OperatorPlan*> seen;
+  if (const auto it = seen.find(op); it != seen.end()) return *it->second;
+  static auto* plans = new std::unordered_map<c10::OperatorHandle, std::unique_ptr<OperatorPlan>>();
+  static std::mutex mutex;
+  std::lock_guard lock(mutex);
+  auto& plan = (*plans)[op];
+  if (!plan) plan = std::make_unique<OperatorPlan>(op);
+  seen.emplace(op, plan.get());
+  return *plan;
+}
+
+// ---- meta ---------------------------------------------------------------------------------------------------------
+
+namespace {
+
+at::Tensor to_meta(const at::Tensor& t) {
+  if (!t.defined()) return t;
+  auto meta = at::Tensor(at::detail::empty_strided_meta(t.sizes(), t.strides(), t.scalar_type()));
+  auto *from = t.unsafeGetTensorImpl(), *to = meta.unsafeGetTensorImpl();
+  if (from->is_wrapped_number()) to->set_wrapped_number(true);
+  if (from->is_conj()) to->_set_conj(true);
+  if (from->is_neg()) to->_set_neg(true);
+  return meta;
+}
+
+c10::IValue to_meta(const c10::IValue& value) {
+  if (value.isTensor()) return to_meta(value.toTensor());
+  if (value.isTensorList()) {
+    c10::List<at::Tensor> list;
+    for (const at::Tensor& t : value.toTensorVector()) list.push_back(to_meta(t));
+    return list;
+  }
+  if (value.isOptionalTensorList()) {
+    c10::List<std::optional<at::Tensor>> list;
+    for (const auto& t : value.toOptionalTensorVector()) {
+      list.push_back(t ? std::optional<at::Tensor>(to_meta(*t)) : std::nullopt);
+    }
+    return list;
+  }
+  if (value.isDevice()) return c10::Device(c10::kMeta);
+  return value;
+}
+
+template <class Visit>
+void visit_tensors(const c10::IValue& value, const Visit& visit) {
+  if (value.isTensor()) {
+    visit(value.toTensor());
+  } else if (value.isTensorList()) {
+    for (const at::Tensor& t : value.toTensorVector()) visit(t);
+  } else if (value.isOptionalTensorList()) {
+    for (const auto& t : value.toOptionalTensorVector()) visit(t ? *t : at::Tensor());
+  }
+}
+
+struct NotDense {};  // the meta kernel returned something that is not a plain meta tensor
+
+TensorShape as_given(const at::Tensor& t) {
+  TensorShape shape{true, t.scalar_type(), {}, {}};
+  shape.sizes.assign(t.sizes().begin(), t.sizes().end());
+  shape.strides.assign(t.strides().begin(), t.strides().end());
+  return shape;
+}
+
+TensorShape shape_of(const at::Tensor& t) {
+  if (!t.defined()) return TensorShape{};
+  if (!t.is_meta() || t.layout() != at::kStrided) throw NotDense();
+  TensorShape shape = as_given(t);
+  // Expanded results get memory of their own.
+  if (!t.is_non_overlapping_and_dense()) {
+    std::int64_t step = 1;
+    for (size_t d = shape.sizes.size(); d-- > 0;) {
+      shape.strides[d] = step;
+      step *= std::max<std::int64_t>(shape.sizes[d], 1);
+    }
+  }
+  return shape;
+}
+
+// Meta kernels written in Python must not see the modes of the program that is running.
+class WithoutTorchFunction {
+ public:
+  WithoutTorchFunction() : before_(at::impl::PythonTorchFunctionTLS::get_disabled_state()) {
+    at::impl::PythonTorchFunctionTLS::set_disabled_state(at::impl::TorchFunctionDisabledState::ALL_DISABLED);
+  }
+  ~WithoutTorchFunction() { at::impl::PythonTorchFunctionTLS::set_disabled_state(before_); }
+  WithoutTorchFunction(const WithoutTorchFunction&) = delete;
+  WithoutTorchFunction& operator=(const WithoutTorchFunction&) = delete;
+
+ private:
+  at::impl::TorchFunctionDisabledState before_;
+};
+
+CallShape run_meta(const OperatorPlan& plan, c10::ArrayRef<c10::IValue> arguments) {
+  torch::jit::Stack stack;
+  for (const auto& value : arguments) stack.push_back(to_meta(value));
+  const torch::jit::Stack given = stack;
+  {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    WithoutTorchFunction plain;
+    plan.op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::Meta), &stack);
+  }
+  CallShape shape;
+  for (size_t i = 0; i < plan.returns.size(); ++i) {
+    const auto& result = stack[stack.size() - plan.returns.size() + i];
+    const auto& expected = plan.returns[i];
+    shape.list_sizes.push_back(-1);
+    if (expected.argument >= 0) continue;
+    if (result.isNone()) {
+      shape.results.emplace_back();
+      continue;
+    }
+    if (expected.is_list) shape.list_sizes.back() = static_cast<std::int64_t>(result.toTensorVector().size());
+    visit_tensors(result, [&](const at::Tensor& t) { shape.results.push_back(shape_of(t)); });
+  }
+  for (size_t i = 0; i < given.size(); ++i) {
+    if (!plan.written[i]) continue;
+    visit_tensors(given[i], [&](const at::Tensor& t) {
+      // Strides as they are: a written argument may overlap itself where the kernel allows it.
+      if (t.defined()) shape.written.push_back(as_given(t));
+    });
+  }
+  return shape;
+}
+
+// Some meta kernels promise results that the mask says nobody wants; CPU kernels leave them undefined.
+void drop_unwanted(const OperatorPlan& plan, c10::ArrayRef<c10::IValue> arguments, CallShape& shape) {
+  if (plan.output_mask < 0) return;
+  const auto mask = arguments[static_cast<size_t>(plan.output_mask)].toBoolList();
+  if (mask.size() != shape.results.size()) return;
+  for (size_t i = 0; i < mask.size(); ++i) {
+    if (!mask[i]) shape.results[i].defined = false;
+  }
+}
+
+// ---- remembering ----------------------------------------------------------------------------------------------------
+
+using Key = std::vector<std::uint64_t>;
+
+struct KeyHash {
+  size_t operator()(const Key& key) const {
+    std::uint64_t hash = 0x9E3779B97F4A7C15ull;
+    for (const auto word : key) hash = (hash ^ word) * 0xFF51AFD7ED558CCDull, hash ^= hash >> 32;
+    return hash;
+  }
+};
+
+class KeyWriter {
+ public:
+  void word(std::uint64_t w) { key.push_back(w); }
+  void bytes(const void* data, size_t size) {
+    for (size_t at = 0; at < size; at += sizeof(std::uint64_t)) {
+      std::uint64_t w = 0;
+      std::memcpy(&w, static_cast<const char*>(data) + at, std::min(size - at, sizeof(w)));
+      word(w);
+    }
+  }
+  void tensor(const at::Tensor& t) {
+    if (!t.defined()) return word(~0ull);
+    const auto* impl = t.unsafeGetTensorImpl();
+    word(static_cast<std::uint64_t>(t.scalar_type()) | static_cast<std::uint64_t>(impl->dim()) << 8 |
+         static_cast<std::uint64_t>(impl->is_wrapped_number()) << 40 |
+         static_cast<std::uint64_t>(impl->is_conj()) << 41 | static_cast<std::uint64_t>(impl->is_neg()) << 42);
+    for (const auto s : impl->sizes()) word(static_cast<std::uint64_t>(s));
+    for (const auto s : impl->strides()) word(static_cast<std::uint64_t>(s));
+  }
+  void value(const c10::IValue& value);
+
+  Key key;
+};
+
+void KeyWriter::value(const c10::IValue& value) {
+  if (value.isTensor()) {
+    tensor(value.toTensor());
+  } else if (value.isNone() || value.isDevice() || value.isGenerator()) {
+    word(value.isNone() ? 1 : 2);
+  } else if (value.isInt()) {
+    word(3);
+    word(static_cast<std::uint64_t>(value.toInt()));
+  } else if (value.isDouble()) {
+    word(4);
+    const double number = value.toDouble();
+    bytes(&number, sizeof(number));
+  } else if (value.isBool()) {
+    word(value.toBool() ? 6 : 5);
+  } else if (value.isComplexDouble()) {
+    word(7);
+    const auto number = value.toComplexDouble();
+    bytes(&number, sizeof(number));
+  } else if (value.isString()) {
+    word(8 | value.toStringRef().size() << 8);
+    bytes(value.toStringRef().data(), value.toStringRef().size());
+  } else if (value.isTensorList()) {
+    const auto list = value.toTensorList();
+    word(9 | list.size() << 8);
+    for (const at::Tensor& t : list) tensor(t);
+  } else if (value.isOptionalTensorList()) {
+    const auto list = value.toOptionalTensorList();
+    word(10 | list.size() << 8);
+    for (const std::optional<at::Tensor>& t : list) tensor(t ? *t : at::Tensor());
+  } else {
+    const auto list = value.toListRef();
+    word(11 | list.size() << 8);
+    for (const auto& element : list) this->value(element);
+  }
+}
+
+// Enough for the shapes of a program's steady state; scalars that change every step must not make it grow.
+constexpr size_t kRemembered = 4096;
+
+}  // namespace
+
+const CallShape* shape_of_call(const OperatorPlan& plan, c10::ArrayRef<c10::IValue> arguments) {
+  thread_local std::unordered_map<Key, CallShape, KeyHash> seen;
+  thread_local KeyWriter writer;
+  writer.key.clear();
+  writer.word(reinterpret_cast<std::uintptr_t>(&plan));
+  writer.word(static_cast<std::uint64_t>(c10::typeMetaToScalarType(c10::get_default_dtype())));
+  for (const auto& value : arguments) writer.value(value);
+  if (const auto it = seen.find(writer.key); it != seen.end()) return &it->second;
+  const Key key = writer.key;  // the meta kernel may come here again
+  try {
+    auto shape = plan.shape_function != nullptr ? plan.shape_function(arguments) : run_meta(plan, arguments);
+    drop_unwanted(plan, arguments, shape);
+    if (seen.size() >= kRemembered) seen.clear();
+    return &seen.emplace(key, std::move(shape)).first->second;
+  } catch (const NotDense&) {
+    return nullptr;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+}  // namespace npu::aten

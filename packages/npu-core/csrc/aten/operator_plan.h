@@ -1,0 +1,57 @@
+#pragma once
+// What is known of an operator before it runs: which arguments it writes, and what its results look like.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+namespace npu::aten {
+
+// How one operator is run asynchronously through its schema.  Made once per operator, never destroyed.
+struct OperatorPlan {
+  struct Return {
+    bool is_list;
+    int argument;  // the written argument that the operator returns; -1: a new tensor
+  };
+
+  explicit OperatorPlan(const c10::OperatorHandle& op);
+
+  c10::OperatorHandle op;
+  // Shapes of the results where torch has no meta kernel.
+  struct CallShape (*shape_function)(c10::ArrayRef<c10::IValue> arguments) = nullptr;
+  // The out= overload, when torch has a CPU kernel for it: it writes device memory itself, without a copy.
+  std::optional<c10::OperatorHandle> out;
+  // False when results depend on data, are no tensors, or view an argument.
+  bool is_asynchronous = false;
+  int generator = -1;         // index of the Generator argument
+  int output_mask = -1;       // index of the bool[] that says which results are wanted
+  std::vector<bool> written;  // per argument
+  std::vector<Return> returns;
+  const char* name;
+
+  static OperatorPlan& of(const c10::OperatorHandle& op);
+};
+
+struct TensorShape {
+  bool defined = false;
+  at::ScalarType dtype = at::kFloat;
+  c10::SmallVector<std::int64_t, 5> sizes;
+  c10::SmallVector<std::int64_t, 5> strides;
+};
+
+// What a call with given arguments produces.
+struct CallShape {
+  // Tensors of the results in order, lists flattened; without those that are arguments.
+  std::vector<TensorShape> results;
+  std::vector<std::int64_t> list_sizes;  // per return; -1: a tensor
+  // New shape per tensor of the written arguments, in order (out= overloads resize).
+  std::vector<TensorShape> written;
+};
+
+// Runs the operator's meta kernel (remembered per shape of the arguments).  nullptr when there is none or when it
+// refuses the arguments: the CPU kernel then has the say.  Valid until the thread's next call.
+const CallShape* shape_of_call(const OperatorPlan& plan, c10::ArrayRef<c10::IValue> arguments);
+
+}  // namespace npu::aten

@@ -1,0 +1,123 @@
+#include "shape_functions.h"
+
+#include <ATen/core/List.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <string>
+#include <unordered_map>
+
+namespace npu::aten {
+namespace {
+
+using Arguments = c10::ArrayRef<c10::IValue>;
+
+TensorShape contiguous(at::IntArrayRef sizes, at::ScalarType dtype) {
+  TensorShape shape{true, dtype, {}, {}};
+  shape.sizes.assign(sizes.begin(), sizes.end());
+  shape.strides.resize(sizes.size());
+  std::int64_t step = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    shape.strides[d] = step;
+    step *= std::max<std::int64_t>(sizes[d], 1);
+  }
+  return shape;
+}
+
+// Writes only into given tensors, whose shapes stay.
+CallShape nothing_new(Arguments arguments) {
+  CallShape shape;
+  for (const auto& value : arguments) {
+    if (!value.isTensor() || !value.toTensor().defined()) continue;
+    const auto& t = value.toTensor();
+    TensorShape same = contiguous(t.sizes(), t.scalar_type());
+    same.strides.assign(t.strides().begin(), t.strides().end());
+    shape.written.push_back(std::move(same));
+  }
+  return shape;
+}
+
+// _cummax_helper(self, values!, indices!, dim): `self` is not written.
+CallShape cumulative_helper(Arguments arguments) { return nothing_new(arguments.slice(1)); }
+
+CallShape like_self(Arguments arguments) {
+  const auto& self = arguments[0].toTensor();
+  return {{contiguous(self.sizes(), self.scalar_type())}, {-1}, {}};
+}
+
+// (a, tau): a as self, tau with min(m, n) reflectors.
+CallShape geqrf(Arguments arguments) {
+  const auto& self = arguments[0].toTensor();
+  TORCH_CHECK(self.dim() >= 2, "torch.geqrf: input must have at least 2 dimensions.");
+  std::vector<std::int64_t> tau(self.sizes().begin(), self.sizes().end() - 2);
+  tau.push_back(std::min(self.size(-2), self.size(-1)));
+  return {{contiguous(self.sizes(), self.scalar_type()), contiguous(tau, self.scalar_type())}, {-1, -1}, {}};
+}
+
+CallShape histogram_of_count(Arguments arguments) {
+  const auto dtype = arguments[0].toTensor().scalar_type();
+  const auto bins = arguments[1].toInt();
+  TORCH_CHECK(bins > 0, "torch.histogram(): bins must be > 0, but got ", bins);
+  return {{contiguous({bins}, dtype), contiguous({bins + 1}, dtype)}, {-1, -1}, {}};
+}
+
+CallShape histogram_of_edges(Arguments arguments) {
+  const auto dtype = arguments[0].toTensor().scalar_type();
+  const auto& bins = arguments[1].toTensor();
+  TORCH_CHECK(bins.dim() == 1 && bins.numel() > 1, "torch.histogram(): bins must be 1-d with at least 2 edges");
+  return {{contiguous({bins.numel() - 1}, dtype), contiguous({bins.numel()}, dtype)}, {-1, -1}, {}};
+}
+
+CallShape histogramdd_edges(Arguments arguments) {
+  const auto dtype = arguments[0].toTensor().scalar_type();
+  CallShape shape;
+  for (const auto bins : arguments[1].toIntVector()) shape.results.push_back(contiguous({bins + 1}, dtype));
+  shape.list_sizes.push_back(static_cast<std::int64_t>(shape.results.size()));
+  return shape;
+}
+
+CallShape histogramdd_of_counts(Arguments arguments) {
+  return {{contiguous(arguments[1].toIntVector(), arguments[0].toTensor().scalar_type())}, {-1}, {}};
+}
+
+CallShape histogramdd_of_edges(Arguments arguments) {
+  std::vector<std::int64_t> sizes;
+  for (const at::Tensor& edges : arguments[1].toTensorVector()) sizes.push_back(edges.numel() - 1);
+  return {{contiguous(sizes, arguments[0].toTensor().scalar_type())}, {-1}, {}};
+}
+
+// (negative log likelihood per sample, log alpha): alpha has a blank around every label.  Tagged as depending on data
+// for the overload that has its lengths in tensors; here they are numbers.
+CallShape ctc_loss(Arguments arguments) {
+  const auto& log_probs = arguments[0].toTensor();
+  TORCH_CHECK(log_probs.dim() == 3, "ctc_loss: log_probs must have shape (T, N, C), but has ", log_probs.dim(),
+              " dimensions");
+  const auto lengths = arguments[3].toIntVector();
+  const auto longest = lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
+  const auto time = log_probs.size(0), batch = log_probs.size(1);
+  return {{contiguous({batch}, log_probs.scalar_type()),
+           contiguous({batch, time, 2 * longest + 1}, log_probs.scalar_type())},
+          {-1, -1},
+          {}};
+}
+
+}  // namespace
+
+ShapeFunction own_shape_function(const c10::OperatorName& name) {
+  static const std::unordered_map<std::string, ShapeFunction> functions = {
+      {"aten::_cummax_helper", &cumulative_helper},
+      {"aten::_cummin_helper", &cumulative_helper},
+      {"aten::_logcumsumexp", &like_self},
+      {"aten::geqrf", &geqrf},
+      {"aten::histogram.bin_ct", &histogram_of_count},
+      {"aten::histogram.bins_tensor", &histogram_of_edges},
+      {"aten::_histogramdd_bin_edges", &histogramdd_edges},
+      {"aten::_histogramdd_from_bin_cts", &histogramdd_of_counts},
+      {"aten::_histogramdd_from_bin_tensors", &histogramdd_of_edges},
+      {"aten::_ctc_loss", &ctc_loss},
+  };
+  const auto it = functions.find(c10::toString(name));
+  return it == functions.end() ? nullptr : it->second;
+}
+
+}  // namespace npu::aten

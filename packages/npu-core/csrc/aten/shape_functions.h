@@ -1,0 +1,11 @@
+#pragma once
+#include "operator_plan.h"
+
+namespace npu::aten {
+
+using ShapeFunction = CallShape (*)(c10::ArrayRef<c10::IValue> arguments);
+
+// Shapes of the results of operators that torch gives no meta kernel; nullptr for all others.
+ShapeFunction own_shape_function(const c10::OperatorName& name);
+
+}  // namespace npu::aten
