@@ -195,7 +195,7 @@ bool run_asynchronously(const c10::OperatorHandle& op, torch::jit::Stack* stack)
   if (known == nullptr) return false;
   const CallShape shape = *known;  // allocation may run other operators
 
-  resize_written(plan, arguments, shape);
+  if (!plan.keeps_shapes) resize_written(plan, arguments, shape);
   auto results = allocate_results(shape, device);
   TaskWriter writer(plan.name);
   writer.value(&plan);

@@ -29,6 +29,19 @@ bool is_tensor_list(const c10::TypePtr& type) {
   return list != nullptr && list->getElementType()->isSubtypeOf(*c10::TensorType::get());
 }
 
+bool holds_tensors(const c10::TypePtr& type) {
+  return type->isSubtypeOf(*c10::TensorType::get()) || is_tensor_list(type);
+}
+
+// Scalar, Scalar[], float and their optionals.
+bool is_number_type(const c10::TypePtr& type) {
+  if (const auto* optional = type->castRaw<c10::OptionalType>()) return is_number_type(optional->getElementType());
+  if (const auto* list = type->castRaw<c10::ListType>()) {
+    return list->getElementType()->kind() == c10::TypeKind::NumberType;
+  }
+  return type->kind() == c10::TypeKind::NumberType || type->kind() == c10::TypeKind::FloatType;
+}
+
 int argument_with_alias(const c10::FunctionSchema& schema, const c10::AliasInfo& alias) {
   for (size_t i = 0; i < schema.arguments().size(); ++i) {
     const auto* other = schema.arguments()[i].alias_info();
@@ -74,17 +87,22 @@ bool runs_on_cpu(const c10::OperatorHandle& op) {
 OperatorPlan::OperatorPlan(const c10::OperatorHandle& handle) : op(handle), name(op.schema().name().c_str()) {
   const auto& schema = op.schema();
   shape_function = own_shape_function(op.operator_name());
+  keeps_shapes = npu::aten::keeps_shapes(op.operator_name()) && schema.returns().empty();
   const bool has_meta = op.hasComputedKernelForDispatchKey(c10::DispatchKey::Meta) &&
                         !op.hasTag(at::Tag::dynamic_output_shape) && !op.hasTag(at::Tag::data_dependent_output);
   bool fits = schema.name().rfind("aten::", 0) == 0 && kSynchronous.count(c10::toString(op.operator_name())) == 0 &&
-              runs_on_cpu(op) && (has_meta || shape_function != nullptr);
+              runs_on_cpu(op) && (has_meta || keeps_shapes || shape_function != nullptr);
+  bool has_tensor = false;
   for (size_t i = 0; i < schema.arguments().size(); ++i) {
     const auto& argument = schema.arguments()[i];
     const auto* alias = argument.alias_info();
     written.push_back(alias != nullptr && alias->isWrite());
+    is_number.push_back(is_number_type(argument.type()));
+    has_tensor = has_tensor || holds_tensors(argument.type());
     if (is_generator(argument)) generator = static_cast<int>(i);
     if (argument.name() == "output_mask") output_mask = static_cast<int>(i);
   }
+  if (!has_tensor) is_number.assign(is_number.size(), false);  // arange: the numbers are the shape
   bool all_new = true;
   for (const auto& result : schema.returns()) {
     const auto* alias = result.alias_info();
@@ -268,6 +286,11 @@ class KeyWriter {
     for (const auto s : impl->strides()) word(static_cast<std::uint64_t>(s));
   }
   void value(const c10::IValue& value);
+  void kind(const c10::IValue& value) {
+    if (!value.isList())
+      return word(value.isNone() ? 1 : value.isInt() ? 2 : value.isDouble() ? 3 : value.isBool() ? 4 : 5);
+    for (const auto& element : value.toListRef()) kind(element);
+  }
 
   Key key;
 };
@@ -314,12 +337,16 @@ constexpr size_t kRemembered = 4096;
 }  // namespace
 
 const CallShape* shape_of_call(const OperatorPlan& plan, c10::ArrayRef<c10::IValue> arguments) {
+  static const CallShape nothing;
+  if (plan.keeps_shapes) return &nothing;
   thread_local std::unordered_map<Key, CallShape, KeyHash> seen;
   thread_local KeyWriter writer;
   writer.key.clear();
   writer.word(reinterpret_cast<std::uintptr_t>(&plan));
   writer.word(static_cast<std::uint64_t>(c10::typeMetaToScalarType(c10::get_default_dtype())));
-  for (const auto& value : arguments) writer.value(value);
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    plan.is_number[i] ? writer.kind(arguments[i]) : writer.value(arguments[i]);
+  }
   if (const auto it = seen.find(writer.key); it != seen.end()) return &it->second;
   const Key key = writer.key;  // the meta kernel may come here again
   try {

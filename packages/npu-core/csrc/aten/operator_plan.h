@@ -27,6 +27,9 @@ struct OperatorPlan {
   bool is_asynchronous = false;
   int generator = -1;         // index of the Generator argument
   int output_mask = -1;       // index of the bool[] that says which results are wanted
+  bool keeps_shapes = false;  // no results, and the written arguments stay as they are
+  // Per argument: numbers whose kind decides the results' dtype while their value decides nothing.
+  std::vector<bool> is_number;
   std::vector<bool> written;  // per argument
   std::vector<Return> returns;
   const char* name;

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <set>
 #include <string>
 #include <unordered_map>
 
@@ -24,26 +25,13 @@ TensorShape contiguous(at::IntArrayRef sizes, at::ScalarType dtype) {
   return shape;
 }
 
-// Writes only into given tensors, whose shapes stay.
-CallShape nothing_new(Arguments arguments) {
-  CallShape shape;
-  for (const auto& value : arguments) {
-    if (!value.isTensor() || !value.toTensor().defined()) continue;
-    const auto& t = value.toTensor();
-    TensorShape same = contiguous(t.sizes(), t.scalar_type());
-    same.strides.assign(t.strides().begin(), t.strides().end());
-    shape.written.push_back(std::move(same));
-  }
-  return shape;
-}
-
-// _cummax_helper(self, values!, indices!, dim): `self` is not written.
-CallShape cumulative_helper(Arguments arguments) { return nothing_new(arguments.slice(1)); }
-
 CallShape like_self(Arguments arguments) {
   const auto& self = arguments[0].toTensor();
   return {{contiguous(self.sizes(), self.scalar_type())}, {-1}, {}};
 }
+
+// _ctc_loss_backward(grad, log_probs, ...)
+CallShape like_log_probs(Arguments arguments) { return like_self(arguments.slice(1)); }
 
 // (a, tau): a as self, tau with min(m, n) reflectors.
 CallShape geqrf(Arguments arguments) {
@@ -105,8 +93,6 @@ CallShape ctc_loss(Arguments arguments) {
 
 ShapeFunction own_shape_function(const c10::OperatorName& name) {
   static const std::unordered_map<std::string, ShapeFunction> functions = {
-      {"aten::_cummax_helper", &cumulative_helper},
-      {"aten::_cummin_helper", &cumulative_helper},
       {"aten::_logcumsumexp", &like_self},
       {"aten::geqrf", &geqrf},
       {"aten::histogram.bin_ct", &histogram_of_count},
@@ -115,9 +101,16 @@ ShapeFunction own_shape_function(const c10::OperatorName& name) {
       {"aten::_histogramdd_from_bin_cts", &histogramdd_of_counts},
       {"aten::_histogramdd_from_bin_tensors", &histogramdd_of_edges},
       {"aten::_ctc_loss", &ctc_loss},
+      {"aten::_ctc_loss_backward", &like_log_probs},
   };
   const auto it = functions.find(c10::toString(name));
   return it == functions.end() ? nullptr : it->second;
+}
+
+bool keeps_shapes(const c10::OperatorName& name) {
+  static const std::set<std::string> names = {"aten::_cummax_helper", "aten::_cummin_helper", "aten::_fused_adam_",
+                                              "aten::_fused_adamw_",  "aten::_fused_sgd_",    "aten::_fused_adagrad_"};
+  return names.count(name.name) != 0;
 }
 
 }  // namespace npu::aten

@@ -8,4 +8,7 @@ using ShapeFunction = CallShape (*)(c10::ArrayRef<c10::IValue> arguments);
 // Shapes of the results of operators that torch gives no meta kernel; nullptr for all others.
 ShapeFunction own_shape_function(const c10::OperatorName& name);
 
+// Operators that return nothing and write into tensors whose shapes stay: nothing has to be known beforehand.
+bool keeps_shapes(const c10::OperatorName& name);
+
 }  // namespace npu::aten

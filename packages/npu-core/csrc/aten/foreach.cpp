@@ -1,0 +1,42 @@
+// torch._foreach_*: one task per call instead of one per tensor.  torch's own kernels for devices without fast ones
+// (CompositeExplicitAutograd) run on the engine, over the whole list.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <set>
+#include <string>
+#include <vector>
+
+#include "boxed_async.h"
+
+namespace npu::aten {
+namespace {
+
+void foreach (const c10::OperatorHandle& op, torch::jit::Stack * stack) {
+  if (run_asynchronously(op, stack)) return;
+  // Lists over several devices, wrong shapes, shared tensors: tensor by tensor, with the errors torch gives.
+  op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
+}
+
+// _foreach_copy_ copies between devices; tensor by tensor it finds the right copy for each pair.
+const std::set<std::string> kTensorByTensor = {"aten::_foreach_copy_", "aten::_foreach_copy",
+                                               "aten::_foreach_copy.out"};
+
+bool is_foreach(const c10::OperatorName& name) {
+  return name.name.rfind("aten::_foreach_", 0) == 0 && kTensorByTensor.count(name.name) == 0;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const auto& name : dispatcher.getAllOpNames()) {
+    if (!is_foreach(name)) continue;
+    const auto op = dispatcher.findSchema(name);
+    if (!op || op->hasKernelForDispatchKey(c10::DispatchKey::CPU)) continue;
+    const std::string spelled = c10::toString(name).substr(std::string("aten::").size());
+    m.impl(spelled.c_str(), torch::CppFunction::makeFromBoxedFunction<&foreach>());
+  }
+}
+
+}  // namespace npu::aten
