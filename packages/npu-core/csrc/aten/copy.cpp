@@ -70,11 +70,12 @@ void from_host(const at::Tensor& dst, const at::Tensor& src, bool non_blocking) 
     launch_written<&run_copy>("aten::copy_", writer, stream);
     return;
   }
+  if (!in_stream_order) note_host_synchronization();
   enqueue(stream, dst, src);
   if (in_stream_order) {
     pinned_record_stream(src.storage().data(), stream);
   } else {
-    synchronize_stream(stream);
+    wait_and_throw(stream);
   }
 }
 
@@ -90,8 +91,9 @@ void to_host(const at::Tensor& dst, const at::Tensor& src, bool non_blocking) {
     std::memcpy(dst.data_ptr(), src.const_data_ptr(), dst.nbytes());
     return;
   }
+  note_host_synchronization();
   enqueue(stream, dst, src);
-  synchronize_stream(stream);
+  wait_and_throw(stream);
 }
 
 at::Tensor& copy_(at::Tensor& self, const at::Tensor& src, bool non_blocking) {
@@ -153,8 +155,9 @@ struct HostBytes {  // the bytes follow
 void copy_from_host(Stream* stream, void* dst, const void* host, std::size_t bytes) {
   if (bytes == 0) return;
   if (bytes > kByValueBytes) {
+    note_host_synchronization();
     copy_memory(stream, dst, host, bytes);
-    synchronize_stream(stream);
+    wait_and_throw(stream);
     return;
   }
   TaskWriter writer("memory_copy");

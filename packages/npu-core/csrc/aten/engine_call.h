@@ -3,6 +3,7 @@
 
 #include "engine_thread.h"
 #include "runtime/caching_allocator.h"
+#include "runtime/device.h"
 #include "runtime/stream.h"
 
 namespace npu::aten {
@@ -11,6 +12,7 @@ namespace npu::aten {
 // that was pending on the stream is raised instead of running the body.
 template <class Body>
 void run_on_engine(Stream* stream, const char* name, Body&& body) {
+  note_host_synchronization();
   struct Call {
     Body* body;
     std::exception_ptr error;
@@ -34,7 +36,7 @@ void run_on_engine(Stream* stream, const char* name, Body&& body) {
     return NPU_OK;
   };
   launch(stream, task);
-  synchronize_stream(stream);
+  wait_and_throw(stream);
   if (call.error) std::rethrow_exception(call.error);
   TORCH_CHECK(call.ran, name, ": the task was dropped because an earlier operation on its stream failed");
 }

@@ -18,6 +18,7 @@
 #include "empty.h"
 #include "engine_call.h"
 #include "engine_thread.h"
+#include "fallback.h"
 #include "philox_seed.h"
 #include "runtime/error.h"
 #include "runtime/generator.h"
@@ -268,7 +269,9 @@ void count_fallback(const c10::OperatorHandle& op) {
   counts.add(op);
 }
 
-void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+}  // namespace
+
+void boxed_fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   static const bool disabled = env_flag("TORCH_NPU_FALLBACK_CPU_DISABLE", false);
   TORCH_CHECK(
       !disabled, "The operator '", op.schema().operator_name(),
@@ -285,8 +288,6 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   FallbackCall(op, stack).run();
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>()); }
+TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&boxed_fallback>()); }
 
 }  // namespace npu::aten

@@ -58,6 +58,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_without_statistics(con
   return (native_batch_norm)(input, weight, bias, std::nullopt, std::nullopt, training, momentum, eps);
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_with_update(
+    const at::Tensor& input, const OptTensor& weight, const OptTensor& bias, at::Tensor& running_mean,
+    at::Tensor& running_var, double momentum, double eps) {
+  auto [out, mean, invstd] =
+      (native_batch_norm)(input, weight, bias, running_mean, running_var, /*training=*/true, momentum, eps);
+  return {out, mean, invstd, empty_npu({0}, at::kByte, input.device().index())};  // no reserve: the CPU needs none
+}
+
 void run_batch_norm_backward(const at::Tensor& grad_input, const at::Tensor& grad_weight, const at::Tensor& grad_bias,
                              const at::Tensor& grad_out, const at::Tensor& input, const OptTensor& weight,
                              const OptTensor& running_mean, const OptTensor& running_var, const OptTensor& mean,
@@ -188,6 +196,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("native_batch_norm", TORCH_FN(native_batch_norm));
   m.impl("_native_batch_norm_legit", TORCH_FN(batch_norm_legit));
   m.impl("_native_batch_norm_legit.no_stats", TORCH_FN(batch_norm_without_statistics));
+  m.impl("_batch_norm_with_update", TORCH_FN(batch_norm_with_update));
   m.impl("native_batch_norm_backward", TORCH_FN(native_batch_norm_backward));
   m.impl("native_group_norm", TORCH_FN(native_group_norm));
   m.impl("native_group_norm_backward", TORCH_FN(native_group_norm_backward));

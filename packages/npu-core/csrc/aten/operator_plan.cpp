@@ -98,7 +98,7 @@ OperatorPlan::OperatorPlan(const c10::OperatorHandle& handle) : op(handle), name
     const auto* alias = argument.alias_info();
     written.push_back(alias != nullptr && alias->isWrite());
     is_number.push_back(is_number_type(argument.type()));
-    has_tensor = has_tensor || holds_tensors(argument.type());
+    has_tensor = has_tensor || (!written.back() && holds_tensors(argument.type()));
     if (is_generator(argument)) generator = static_cast<int>(i);
     if (argument.name() == "output_mask") output_mask = static_cast<int>(i);
   }

@@ -7,8 +7,6 @@
 namespace npu {
 
 std::vector<Stream*> live_streams(int device);
-// synchronize_stream without the sync-debug check.
-void wait_and_throw(Stream* stream);
 // Throws the stream's asynchronous error, if there is one, without waiting.
 void raise_pending_error(Stream* stream);
 // After a fork the surviving thread must go through initialize() again (which refuses).
