@@ -7,6 +7,8 @@
 #include <c10/util/irange.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdio>
 #include <map>
 #include <mutex>
@@ -23,6 +25,7 @@
 #include "runtime/error.h"
 #include "runtime/generator.h"
 #include "runtime/options.h"
+#include "sparse.h"
 
 namespace npu::aten {
 namespace {
@@ -48,7 +51,13 @@ class FallbackCall {
     convert_arguments();
     if (device_ < 0) device_ = current_device();
     Stream* stream = current_stream(device_);
-    run_on_engine(stream, name(), [&] { op_.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack_); });
+    run_on_engine(stream, name(), [&] {
+      if (sparse_operand_) {
+        op_.callBoxed(stack_);  // the CPU kernel for this combination of layouts
+      } else {
+        op_.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack_);
+      }
+    });
     for (auto& t : tensors_) {
       if (t.is_written) take_back(t);
     }
@@ -107,8 +116,6 @@ class FallbackCall {
       if (t.is_cpu() && t.dim() > 0) cpu_operand_ = true;
       return t;
     }
-    TORCH_CHECK_NOT_IMPLEMENTED(t.layout() == at::kStrided, op_.schema().operator_name(), ": ", t.layout(),
-                                " tensors are not supported on npu by this operator; use a dense tensor or .cpu()");
     if (device_ < 0) device_ = t.device().index();
     TORCH_CHECK(device_ == t.device().index(),
                 "Expected all tensors to be on the same device, but found at least two "
@@ -120,6 +127,14 @@ class FallbackCall {
         return seen.cpu;
       }
     }
+    if (is_sparse_layout(t.layout())) {
+      sparse_operand_ = true;
+      auto cpu = map_sparse(t, c10::Device(c10::kCPU), [&](const at::Tensor& part) { return to_cpu(part, false); });
+      tensors_.push_back({t, cpu, written});
+      return cpu;
+    }
+    TORCH_CHECK_NOT_IMPLEMENTED(t.layout() == at::kStrided, op_.schema().operator_name(), ": ", t.layout(),
+                                " tensors are not supported on npu by this operator; use a dense tensor or .cpu()");
     auto* impl = t.unsafeGetTensorImpl();
     auto cpu = at::detail::make_tensor<c10::TensorImpl>(cpu_storage(impl->storage()),
                                                         c10::DispatchKeySet(c10::DispatchKey::CPU), impl->dtype());
@@ -158,6 +173,9 @@ class FallbackCall {
 
   // Carries back what the kernel changed beyond the data: shape, strides, moved storage.
   void take_back(TensorAlias& t) {
+    if (is_sparse_layout(t.npu.layout())) {
+      return assign_sparse(t.npu, t.cpu, [&](const at::Tensor& part) { return to_npu(part); });
+    }
     auto* from = t.cpu.unsafeGetTensorImpl();
     auto* to = t.npu.unsafeGetTensorImpl();
     if (from->dtype() != to->dtype()) return;
@@ -210,6 +228,10 @@ class FallbackCall {
     for (const auto& seen : tensors_) {
       if (seen.cpu.is_same(t)) return seen.npu;
     }
+    if (is_sparse_layout(t.layout())) {
+      const c10::Device device(kNpu, static_cast<c10::DeviceIndex>(device_));
+      return map_sparse(t, device, [&](const at::Tensor& part) { return to_npu(part); });
+    }
     TORCH_CHECK_NOT_IMPLEMENTED(t.layout() == at::kStrided, op_.schema().operator_name(), ": the result has layout ",
                                 t.layout(), ", which is not supported on npu; use .cpu() tensors for this operator");
     auto* impl = t.unsafeGetTensorImpl();
@@ -241,6 +263,7 @@ class FallbackCall {
   torch::jit::Stack* stack_;
   int device_ = -1;
   bool cpu_operand_ = false;
+  bool sparse_operand_ = false;
   c10::IValue* wants_generator_ = nullptr;
   c10::SmallVector<TensorAlias, 8> tensors_;
   c10::SmallVector<StorageAlias, 8> storages_;
@@ -278,11 +301,12 @@ void boxed_fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
       "' has no kernel of its own on npu, and TORCH_NPU_FALLBACK_CPU_DISABLE=1 forbids the fallback. Unset it, or "
       "move the tensors with .cpu().",
       error_suffix(Submodule::OPS, ErrorCode::NOT_SUPPORT));
-  TORCH_CHECK_NOT_IMPLEMENTED(op.hasKernelForDispatchKey(c10::DispatchKey::CPU) ||
-                                  op.hasKernelForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd),
-                              "The operator '", op.schema().operator_name(),
-                              "' is not supported on npu: it has neither an npu nor a CPU kernel.",
-                              error_suffix(Submodule::OPS, ErrorCode::NOT_SUPPORT));
+  const std::array keys{c10::DispatchKey::CPU, c10::DispatchKey::CompositeExplicitAutograd, c10::DispatchKey::SparseCPU,
+                        c10::DispatchKey::SparseCsrCPU};
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      std::any_of(keys.begin(), keys.end(), [&](auto k) { return op.hasKernelForDispatchKey(k); }), "The operator '",
+      op.schema().operator_name(), "' is not supported on npu: it has neither an npu nor a CPU kernel.",
+      error_suffix(Submodule::OPS, ErrorCode::NOT_SUPPORT));
   if (run_asynchronously(op, stack)) return;
   count_fallback(op);
   FallbackCall(op, stack).run();

@@ -28,6 +28,17 @@ from torch.utils._pytree import tree_flatten, tree_map
 from npu_core import _C
 
 MODES = ("forward", "backward", "delayed", "unwaited")
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+)
 SAMPLES_PER_CASE = 12
 DELAY_NS = 500_000
 _DELAY_TASK = 2  # NPU_FAULT_DELAY_TASK
