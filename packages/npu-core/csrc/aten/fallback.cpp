@@ -22,6 +22,7 @@
 #include "engine_thread.h"
 #include "fallback.h"
 #include "philox_seed.h"
+#include "quantized.h"
 #include "runtime/error.h"
 #include "runtime/generator.h"
 #include "runtime/options.h"
@@ -52,7 +53,8 @@ class FallbackCall {
     if (device_ < 0) device_ = current_device();
     Stream* stream = current_stream(device_);
     run_on_engine(stream, name(), [&] {
-      if (sparse_operand_) {
+      keep_scales();
+      if (special_operand_) {
         op_.callBoxed(stack_);  // the CPU kernel for this combination of layouts
       } else {
         op_.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack_);
@@ -90,6 +92,8 @@ class FallbackCall {
         if (value.toDevice().type() == kNpu) {
           device_ = value.toDevice().has_index() ? value.toDevice().index() : current_device();
           value = c10::Device(c10::kCPU);
+        } else {
+          results_stay_ = true;
         }
       } else if (value.isGenerator()) {
         value = cpu_generator(value.toGenerator());
@@ -104,6 +108,16 @@ class FallbackCall {
     if (wants_generator_ != nullptr) *wants_generator_ = cpu_generator(std::nullopt);
   }
 
+  // A per-channel quantizer keeps the tensors it is given: it must not keep aliases of device memory.
+  void keep_scales() {
+    const auto& arguments = op_.schema().arguments();
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      const auto& argument = arguments[i].name();
+      auto& value = (*stack_)[stack_->size() - arguments.size() + i];
+      if ((argument == "scales" || argument == "zero_points") && value.isTensor()) value = value.toTensor().clone();
+    }
+  }
+
   // torch's CPU kernels need a CPU generator: seed one from the Philox range this call reserves.
   c10::IValue cpu_generator(const std::optional<at::Generator>& generator) {
     const auto state = reserve_philox(generator, device_ < 0 ? current_device() : device_, 4);
@@ -114,6 +128,7 @@ class FallbackCall {
     if (!t.defined()) return t;
     if (t.device().type() != kNpu) {
       if (t.is_cpu() && t.dim() > 0) cpu_operand_ = true;
+      special_operand_ |= t.is_quantized() || is_sparse_layout(t.layout());
       return t;
     }
     if (device_ < 0) device_ = t.device().index();
@@ -128,7 +143,7 @@ class FallbackCall {
       }
     }
     if (is_sparse_layout(t.layout())) {
-      sparse_operand_ = true;
+      special_operand_ = true;
       auto cpu = map_sparse(t, c10::Device(c10::kCPU), [&](const at::Tensor& part) { return to_cpu(part, false); });
       tensors_.push_back({t, cpu, written});
       return cpu;
@@ -136,8 +151,8 @@ class FallbackCall {
     TORCH_CHECK_NOT_IMPLEMENTED(t.layout() == at::kStrided, op_.schema().operator_name(), ": ", t.layout(),
                                 " tensors are not supported on npu by this operator; use a dense tensor or .cpu()");
     auto* impl = t.unsafeGetTensorImpl();
-    auto cpu = at::detail::make_tensor<c10::TensorImpl>(cpu_storage(impl->storage()),
-                                                        c10::DispatchKeySet(c10::DispatchKey::CPU), impl->dtype());
+    auto cpu = tensor_like(t, cpu_storage(impl->storage()), c10::kCPU);
+    special_operand_ |= t.is_quantized();
     auto* to = cpu.unsafeGetTensorImpl();
     to->set_sizes_and_strides(impl->sizes(), impl->strides(), impl->storage_offset());
     if (impl->is_conj()) to->_set_conj(true);
@@ -209,6 +224,7 @@ class FallbackCall {
   }
 
   void convert_results() {
+    if (results_stay_) return;
     const size_t count = op_.schema().returns().size();
     const size_t first = stack_->size() - count;
     for (const auto i : c10::irange(count)) {
@@ -235,9 +251,7 @@ class FallbackCall {
     TORCH_CHECK_NOT_IMPLEMENTED(t.layout() == at::kStrided, op_.schema().operator_name(), ": the result has layout ",
                                 t.layout(), ", which is not supported on npu; use .cpu() tensors for this operator");
     auto* impl = t.unsafeGetTensorImpl();
-    c10::Storage storage = npu_storage(t);
-    auto result = at::detail::make_tensor<c10::TensorImpl>(
-        std::move(storage), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), impl->dtype());
+    auto result = tensor_like(t, npu_storage(t), kNpu);
     auto* to = result.unsafeGetTensorImpl();
     to->set_sizes_and_strides(impl->sizes(), impl->strides(), impl->storage_offset());
     if (impl->is_conj()) to->_set_conj(true);
@@ -263,7 +277,8 @@ class FallbackCall {
   torch::jit::Stack* stack_;
   int device_ = -1;
   bool cpu_operand_ = false;
-  bool sparse_operand_ = false;
+  bool results_stay_ = false;  // an argument asks for a device that is no npu
+  bool special_operand_ = false;
   c10::IValue* wants_generator_ = nullptr;
   c10::SmallVector<TensorAlias, 8> tensors_;
   c10::SmallVector<StorageAlias, 8> storages_;
@@ -302,7 +317,7 @@ void boxed_fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
       "move the tensors with .cpu().",
       error_suffix(Submodule::OPS, ErrorCode::NOT_SUPPORT));
   const std::array keys{c10::DispatchKey::CPU, c10::DispatchKey::CompositeExplicitAutograd, c10::DispatchKey::SparseCPU,
-                        c10::DispatchKey::SparseCsrCPU};
+                        c10::DispatchKey::SparseCsrCPU, c10::DispatchKey::QuantizedCPU};
   TORCH_CHECK_NOT_IMPLEMENTED(
       std::any_of(keys.begin(), keys.end(), [&](auto k) { return op.hasKernelForDispatchKey(k); }), "The operator '",
       op.schema().operator_name(), "' is not supported on npu: it has neither an npu nor a CPU kernel.",

@@ -90,8 +90,10 @@ OperatorPlan::OperatorPlan(const c10::OperatorHandle& handle) : op(handle), name
   keeps_shapes = npu::aten::keeps_shapes(op.operator_name()) && schema.returns().empty();
   const bool has_meta = op.hasComputedKernelForDispatchKey(c10::DispatchKey::Meta) &&
                         !op.hasTag(at::Tag::dynamic_output_shape) && !op.hasTag(at::Tag::data_dependent_output);
-  bool fits = schema.name().rfind("aten::", 0) == 0 && kSynchronous.count(c10::toString(op.operator_name())) == 0 &&
-              runs_on_cpu(op) && (has_meta || keeps_shapes || shape_function != nullptr);
+  const bool quantizes = schema.name().rfind("aten::quantize_per_", 0) == 0;  // meta kernels know no quantizer
+  bool fits = !quantizes && schema.name().rfind("aten::", 0) == 0 &&
+              kSynchronous.count(c10::toString(op.operator_name())) == 0 && runs_on_cpu(op) &&
+              (has_meta || keeps_shapes || shape_function != nullptr);
   bool has_tensor = false;
   for (size_t i = 0; i < schema.arguments().size(); ++i) {
     const auto& argument = schema.arguments()[i];

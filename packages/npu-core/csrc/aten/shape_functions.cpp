@@ -30,6 +30,12 @@ CallShape like_self(Arguments arguments) {
   return {{contiguous(self.sizes(), self.scalar_type())}, {-1}, {}};
 }
 
+// (fake-quantised values, whether each was in range)
+CallShape like_self_and_mask(Arguments arguments) {
+  const auto& self = arguments[0].toTensor();
+  return {{contiguous(self.sizes(), self.scalar_type()), contiguous(self.sizes(), at::kBool)}, {-1, -1}, {}};
+}
+
 // _ctc_loss_backward(grad, log_probs, ...)
 CallShape like_log_probs(Arguments arguments) { return like_self(arguments.slice(1)); }
 
@@ -101,6 +107,9 @@ ShapeFunction own_shape_function(const c10::OperatorName& name) {
       {"aten::_histogramdd_from_bin_cts", &histogramdd_of_counts},
       {"aten::_histogramdd_from_bin_tensors", &histogramdd_of_edges},
       {"aten::_ctc_loss", &ctc_loss},
+      {"aten::fake_quantize_per_tensor_affine_cachemask", &like_self_and_mask},
+      {"aten::_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", &like_self_and_mask},
+      {"aten::fake_quantize_per_channel_affine_cachemask", &like_self_and_mask},
       {"aten::_ctc_loss_backward", &like_log_probs},
   };
   const auto it = functions.find(c10::toString(name));

@@ -4,7 +4,6 @@
 
 #include <ATen/SparseCsrTensorImpl.h>
 #include <ATen/SparseTensorImpl.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_coalesced_native.h>
 #include <ATen/ops/_indices_native.h>
 #include <ATen/ops/_nnz_native.h>
@@ -25,9 +24,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
-#include <set>
-#include <string>
-
+#include "cpu_kernels.h"
 #include "empty.h"
 #include "fallback.h"
 
@@ -89,22 +86,6 @@ void assign_sparse(const at::Tensor& to, const at::Tensor& from, const MapPart& 
     assign_compressed(to, from, map);
   }
 }
-
-namespace {
-
-// torch composes some operators of others unless the backend has a kernel, and some compositions do not understand
-// sparse operands.  Where the CPU has a kernel for the layout, that one is used; `own` are those registered below.
-void use_cpu_kernels(torch::Library& m, c10::DispatchKey cpu_key, const std::set<std::string>& own) {
-  auto& dispatcher = c10::Dispatcher::singleton();
-  for (const auto& name : dispatcher.getAllOpNames()) {
-    const auto op = dispatcher.findSchema(name);
-    if (!op || name.name.rfind("aten::", 0) != 0 || !op->hasKernelForDispatchKey(cpu_key)) continue;
-    const std::string spelled = c10::toString(name).substr(std::string("aten::").size());
-    if (own.count(spelled) == 0) m.impl(spelled.c_str(), torch::CppFunction::makeFromBoxedFunction<&boxed_fallback>());
-  }
-}
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(_, SparsePrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&boxed_fallback>());

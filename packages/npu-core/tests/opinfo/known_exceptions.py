@@ -1,12 +1,20 @@
 """Cases of op_db that npu does not pass, each with its reason.  test_opinfo.py expects them to fail.
 
-Keys are the names of entries, for all dtypes; `WAITS` concerns the mode "unwaited" only: operators that wait for the
+Keys are names of cases, or of entries with all their cases; `WAITS` concerns the mode "unwaited" only: operators that wait for the
 device before they return, as they do on other accelerators.
 """
 
 from __future__ import annotations
 
-KNOWN_EXCEPTIONS: dict[str, str] = {}
+ROUNDED_STEPS = (
+    "a composition of many rounded steps; npu takes float16 products in float32, so its errors fall elsewhere than the"
+    " CPU's and are as large"
+)
+
+KNOWN_EXCEPTIONS: dict[str, str] = {
+    "nn.functional.linear_cross_entropy.chunked-float16-backward": ROUNDED_STEPS,
+    "nn.functional.linear_cross_entropy.chunked_none-float16-backward": ROUNDED_STEPS,
+}
 
 SPARSE = "sparse operands go through the fallback, which waits"
 RESULT_IS_DATA = "the result's shape, or a Python number it returns, depends on the data"
@@ -27,6 +35,7 @@ WAITS: dict[str, str] = {
     "sparse.sampled_addmm": SPARSE,
     "sparse.mm.reduce": SPARSE,
     "bincount": RESULT_IS_DATA,
+    "nn.functional.one_hot": RESULT_IS_DATA + " (the number of classes)",
     "istft": CHECKS_DATA + " (the smallest overlap of the windows)",
     "linalg.lstsq": RESULT_IS_DATA + " (the residuals are empty for a matrix without full rank)",
     "linalg.lstsq.grad_oriented": RESULT_IS_DATA + " (the residuals are empty for a matrix without full rank)",
@@ -53,7 +62,7 @@ WAITS: dict[str, str] = {
 
 def reason(case_name: str) -> str | None:
     """Why the case is expected to fail, or None."""
-    name, _, mode = case_name.split("-")
+    name, _, mode = case_name.rsplit("-", 2)
     if mode == "unwaited" and name in WAITS:
         return WAITS[name]
-    return KNOWN_EXCEPTIONS.get(name)
+    return KNOWN_EXCEPTIONS.get(case_name, KNOWN_EXCEPTIONS.get(name))
