@@ -62,6 +62,47 @@ at::Tensor& copy_sparse(at::Tensor& self, const at::Tensor& src, bool non_blocki
   return self;
 }
 
+// torch's own constructors allocate on the current device: select the one that is asked for.
+
+using Dtype = std::optional<at::ScalarType>;
+using Layout = std::optional<at::Layout>;
+using Device = std::optional<at::Device>;
+using Pinned = std::optional<bool>;
+using Format = std::optional<at::MemoryFormat>;
+
+at::Tensor empty_coo(at::IntArrayRef size, Dtype dtype, Layout layout, Device device, Pinned pinned, Format format) {
+  const c10::OptionalDeviceGuard guard(device);
+  return at::native::empty_sparse(size, dtype, layout, device, pinned, format);
+}
+
+at::Tensor empty_compressed(at::IntArrayRef size, Dtype dtype, Layout layout, Device device, Pinned pinned,
+                            Format format) {
+  const c10::OptionalDeviceGuard guard(device);
+  return at::native::empty_sparse_compressed(size, dtype, layout, device, pinned, format);
+}
+
+at::Tensor coo_with_dims(std::int64_t sparse_dim, std::int64_t dense_dim, at::IntArrayRef size, Dtype dtype,
+                         Layout layout, Device device, Pinned pinned) {
+  const c10::OptionalDeviceGuard guard(device);
+  return at::native::new_with_dims_sparse(sparse_dim, dense_dim, size, dtype, layout, device, pinned);
+}
+
+at::Tensor coo_with_parts(std::int64_t sparse_dim, std::int64_t dense_dim, c10::SymIntArrayRef size,
+                          const at::Tensor& indices, const at::Tensor& values, Dtype dtype, Layout layout,
+                          Device device, Pinned pinned, std::optional<bool> is_coalesced) {
+  const c10::OptionalDeviceGuard guard(values.device());
+  return at::native::new_with_dims_and_tensor_sparse_symint(sparse_dim, dense_dim, size, indices, values, dtype, layout,
+                                                            device, pinned, is_coalesced);
+}
+
+at::Tensor compressed_with_dims(std::int64_t nnz, std::int64_t dense_dim, at::IntArrayRef size,
+                                at::IntArrayRef blocksize, at::ScalarType index_dtype, Dtype dtype, Layout layout,
+                                Device device, Pinned pinned) {
+  const c10::OptionalDeviceGuard guard(device);
+  return at::native::sparse_compressed_tensor_with_dims(nnz, dense_dim, size, blocksize, index_dtype, dtype, layout,
+                                                        device, pinned);
+}
+
 }  // namespace
 
 at::Tensor map_sparse(const at::Tensor& t, c10::Device device, const MapPart& map) {
@@ -99,9 +140,9 @@ TORCH_LIBRARY_IMPL(aten, SparsePrivateUse1, m) {
       m, c10::DispatchKey::SparseCPU,
       {"empty.memory_format", "_sparse_coo_tensor_with_dims", "_sparse_coo_tensor_with_dims_and_tensors", "sparse_dim",
        "dense_dim", "_nnz", "is_coalesced", "_indices", "_values", "indices", "values", "_coalesced_", "copy_"});
-  m.impl("empty.memory_format", TORCH_FN(at::native::empty_sparse));
-  m.impl("_sparse_coo_tensor_with_dims", TORCH_FN(at::native::new_with_dims_sparse));
-  m.impl("_sparse_coo_tensor_with_dims_and_tensors", TORCH_FN(at::native::new_with_dims_and_tensor_sparse_symint));
+  m.impl("empty.memory_format", TORCH_FN(empty_coo));
+  m.impl("_sparse_coo_tensor_with_dims", TORCH_FN(coo_with_dims));
+  m.impl("_sparse_coo_tensor_with_dims_and_tensors", TORCH_FN(coo_with_parts));
   m.impl("sparse_dim", TORCH_FN(at::native::sparse_dim_sparse));
   m.impl("dense_dim", TORCH_FN(at::native::dense_dim_sparse));
   m.impl("_nnz", TORCH_FN(at::native::_nnz_sparse));
@@ -118,8 +159,8 @@ TORCH_LIBRARY_IMPL(aten, SparseCsrPrivateUse1, m) {
   use_cpu_kernels(m, c10::DispatchKey::SparseCsrCPU,
                   {"empty.memory_format", "_sparse_compressed_tensor_with_dims", "sparse_dim", "dense_dim", "_nnz",
                    "crow_indices", "col_indices", "ccol_indices", "row_indices", "values", "copy_"});
-  m.impl("empty.memory_format", TORCH_FN(at::native::empty_sparse_compressed_symint));
-  m.impl("_sparse_compressed_tensor_with_dims", TORCH_FN(at::native::sparse_compressed_tensor_with_dims));
+  m.impl("empty.memory_format", TORCH_FN(empty_compressed));
+  m.impl("_sparse_compressed_tensor_with_dims", TORCH_FN(compressed_with_dims));
   m.impl("sparse_dim", TORCH_FN(at::native::sparse_dim_sparse_csr));
   m.impl("dense_dim", TORCH_FN(at::native::dense_dim_sparse_csr));
   m.impl("_nnz", TORCH_FN(at::native::_nnz_sparse_csr));

@@ -1,7 +1,7 @@
 """Cases of op_db that npu does not pass, each with its reason.  test_opinfo.py expects them to fail.
 
-Keys are names of cases, or of entries with all their cases; `WAITS` concerns the mode "unwaited" only: operators that wait for the
-device before they return, as they do on other accelerators.
+Keys are names of cases, or of entries with all their cases.  `WAITS` concerns the mode "unwaited" only: operators that
+wait for the device before they return, as they do on other accelerators.
 """
 
 from __future__ import annotations
