@@ -83,6 +83,17 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def opinfo(session: nox.Session) -> None:
+    """Compare npu with the CPU over torch's whole operator database, all dtypes; arguments after -- narrow it down."""
+    install_packages(session)
+    install(session, *TEST_REQUIREMENTS)
+    arguments = session.posargs or ["--dtype", "all", "--require", "95"]
+    environment = {"OMP_NUM_THREADS": "2", "NPU_HOST_DEVICE_COUNT": "2"}
+    script = "packages/npu-core/tests/opinfo/run_opinfo.py"
+    session.run(PYTHON, script, *arguments, env=environment, external=True)
+
+
+@nox.session(venv_backend="none")
 def wheels(session: nox.Session) -> None:
     """Build the wheels into dist/ and check what they contain."""
     prepare_environment(session)
