@@ -55,6 +55,8 @@ class FallbackCall {
     run_on_engine(stream, name(), [&] {
       keep_scales();
       if (special_operand_) {
+        // Some sparse kernels ask whether a gradient will be wanted.
+        const at::AutoGradMode grad(grad_mode_);
         op_.callBoxed(stack_);  // the CPU kernel for this combination of layouts
       } else {
         op_.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack_);
@@ -104,6 +106,11 @@ class FallbackCall {
       }
     }
     check_devices();
+    if (special_operand_) {
+      for (auto& t : tensors_) {
+        if (t.npu.requires_grad()) t.cpu.set_requires_grad(true);
+      }
+    }
     // A random op without an explicit generator draws from the device's default one.
     if (wants_generator_ != nullptr) *wants_generator_ = cpu_generator(std::nullopt);
   }
@@ -277,6 +284,7 @@ class FallbackCall {
   torch::jit::Stack* stack_;
   int device_ = -1;
   bool cpu_operand_ = false;
+  const bool grad_mode_ = at::GradMode::is_enabled();
   bool results_stay_ = false;  // an argument asks for a device that is no npu
   bool special_operand_ = false;
   c10::IValue* wants_generator_ = nullptr;
