@@ -19,7 +19,7 @@ namespace npu::aten {
 namespace {
 
 // Host tensors up to this size travel inside the task, so the caller need not wait.
-constexpr size_t kByValueBytes = 64 << 10;
+constexpr size_t kByValueBytes = 16 << 10;
 // Below this a plain memcpy beats waking the copy engine.
 constexpr size_t kCopyEngineBytes = 1 << 20;
 

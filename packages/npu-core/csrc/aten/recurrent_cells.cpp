@@ -83,8 +83,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_cell_backward(const OptTenso
   auto grad_gates = empty_npu_like(workspace), grad_cx = empty_npu_like(cx);
   at::Tensor grad_bias;
   if (has_bias) grad_bias = empty_npu({workspace.size(1)}, workspace.scalar_type(), workspace.device().index());
-  launch_op<&run_lstm_cell_backward>("aten::_thnn_fused_lstm_cell_backward", grad_gates, grad_cx,
-                                     OptTensor(grad_bias), grad_hy, grad_cy, cx, cy, workspace);
+  launch_op<&run_lstm_cell_backward>("aten::_thnn_fused_lstm_cell_backward", grad_gates, grad_cx, OptTensor(grad_bias),
+                                     grad_hy, grad_cy, cx, cy, workspace);
   return {grad_gates, grad_cx, grad_bias};
 }
 
