@@ -41,6 +41,40 @@ def columns(rows: list[list[str]]) -> list[str]:
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
+def sweep(results: list[dict]) -> list[str]:
+    """Ratios of the results that belong to a series: one row per series, one column per size."""
+    found = [result for result in results if result["series"]]
+    if not found:
+        return []
+    sizes = sorted({result["size"] for result in found})
+    ratios: dict[tuple[str, int, str], dict[int, float]] = {}
+    for result in found:
+        key = (result["series"], result["threads"], result["allocator"])
+        ratios.setdefault(key, {})[result["size"]] = result["ratio"]
+    rows = [["ratio by number of elements", "threads", "malloc", *map(elements, sizes)]]
+    for (series, threads, allocator), row in sorted(ratios.items()):
+        cells = [f"{row[size]:.2f}" if size in row else "" for size in sizes]
+        rows.append([series, str(threads), allocator, *cells])
+    return ["", *columns(rows)]
+
+
+def elements(count: int) -> str:
+    """A number of elements, short."""
+    for scale, unit in ((2**20, "Mi"), (2**10, "Ki")):
+        if count >= scale and count % scale == 0:
+            return f"{count // scale}{unit}"
+    return str(count)
+
+
+def targets(results: list[dict]) -> str:
+    """How many targets were met, and which were not."""
+    judged = [result for result in results if result["met"] is not None]
+    missed = [f"{result['suite']} / {result['case']}" for result in judged if not result["met"]]
+    return f"targets met: {len(judged) - len(missed)} of {len(judged)}" + "".join(
+        f"\n  missed: {name}" for name in missed
+    )
+
+
 def report(machine: dict, peaks: dict[str, dict], results: list[dict]) -> str:
     """The whole report.
 
@@ -75,6 +109,6 @@ def report(machine: dict, peaks: dict[str, dict], results: list[dict]) -> str:
                 verdict(result),
             ]
         )
-    lines += columns(rows)
+    lines += [*columns(rows), *sweep(results), "", targets(results)]
     notes = {f"{result['suite']} / {result['case']}: {result['note']}": None for result in results if result["note"]}
     return "\n".join([*lines, *([""] if notes else []), *notes])
