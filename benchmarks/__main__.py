@@ -143,6 +143,8 @@ def main(arguments: list[str]) -> int:
                     peaks.setdefault(kind, {})[key] = max(value, peaks.get(kind, {}).get(key, 0.0))
 
     facts["threads"] = options.threads or f"{THREADS} where a case does not say otherwise"
+    if options.quick:
+        facts["quick"] = "one call per side: shows that everything runs, the figures mean nothing"
     report = table.report(facts, peaks, results)
     print(f"\n{report}")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -150,7 +152,7 @@ def main(arguments: list[str]) -> int:
     (options.out / "benchmarks.json").write_text(json.dumps(data, indent=1) + "\n")
     (options.out / "benchmarks.txt").write_text(report + "\n")
     if options.plot:
-        plot.ratios(results, options.plot)
+        plot.save(results, options.plot)
         print(f"plot: {options.plot}")
     missed = [result for result in results if result["met"] is False]
     return 1 if options.check and missed else 0

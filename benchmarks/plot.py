@@ -9,6 +9,10 @@ import argparse
 import importlib.util
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Of seaborn's colour-blind palette, in a fixed order, so that an operation keeps its colour from plot to plot.
 COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#949494", "#56b4e9")
@@ -20,23 +24,20 @@ def require_matplotlib() -> None:
         raise ModuleNotFoundError("benchmarks: --plot needs matplotlib; pip install matplotlib, or leave --plot out")
 
 
-def ratios(results: list[dict], path: Path) -> None:
-    """Draw the ratio over the number of elements, one panel per number of threads and one line per series.
+def figure_of(results: list[dict]) -> Figure:
+    """Ratio over the number of elements: one panel per number of threads, one line per series.
 
     Parameters
     ----------
     results : list of dict
         :class:`benchmarks.harness.Result` as data.  Of several allocator settings the tuned one is drawn.
-    path : Path
-        File to write; its suffix chooses the format.
     """
     from matplotlib.figure import Figure
 
     found = [result for result in results if result["series"]]
     if not found:
         raise ValueError("benchmarks: nothing to plot: no case of the run belongs to a series; run the suite scaling")
-    allocators = {result["allocator"] for result in found}
-    allocator = "tuned" if "tuned" in allocators else "default"
+    allocator = "tuned" if any(result["allocator"] == "tuned" for result in found) else "default"
     found = [result for result in found if result["allocator"] == allocator]
     names = list(dict.fromkeys(result["series"] for result in found))
     counts = sorted({result["threads"] for result in found})
@@ -44,13 +45,15 @@ def ratios(results: list[dict], path: Path) -> None:
     figure = Figure(figsize=(1.5 + 5.5 * len(counts), 5), layout="constrained")
     panels: list = list(figure.subplots(1, len(counts), sharey=True, squeeze=False)[0])
     for panel, threads in zip(panels, counts, strict=True):
-        for name, colour in zip(names, COLOURS * (len(names) // len(COLOURS) + 1), strict=False):
+        for number, name in enumerate(names):
             points = sorted(
                 (result["size"], result["ratio"])
                 for result in found
                 if result["series"] == name and result["threads"] == threads
             )
-            panel.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=name)
+            colour = COLOURS[number % len(COLOURS)]
+            sizes, values = zip(*points, strict=True) if points else ((), ())
+            panel.plot(sizes, values, marker="o", markersize=4, color=colour, label=name)
         panel.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
         panel.set_xscale("log", base=2)
         panel.set_yscale("log", base=2)
@@ -60,6 +63,12 @@ def ratios(results: list[dict], path: Path) -> None:
         panel.set_xlabel("elements")
     panels[0].set_ylabel("time on npu / time on cpu (below 1: npu is faster)")
     panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return figure
+
+
+def save(results: list[dict], path: Path) -> None:
+    """Draw `results` into `path`, whose suffix chooses the format."""
+    figure = figure_of(results)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -71,7 +80,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path, help="file to write")
     options = parser.parse_args()
     require_matplotlib()
-    ratios(json.loads(options.results.read_text())["results"], options.picture)
+    save(json.loads(options.results.read_text())["results"], options.picture)
 
 
 if __name__ == "__main__":

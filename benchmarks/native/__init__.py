@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "c++"))
 
 
+@cache
 def load(name: str) -> ctypes.CDLL:
     """Compile ``native/<name>.cpp`` against the installed torch and load it.
 
