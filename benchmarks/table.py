@@ -75,6 +75,19 @@ def targets(results: list[dict]) -> str:
     )
 
 
+def notes(results: list[dict]) -> list[str]:
+    """Each note once, with the cases it belongs to."""
+    cases: dict[tuple[str, str], dict[str, None]] = {}
+    for result in results:
+        if result["note"]:
+            cases.setdefault((result["suite"], result["note"]), {})[result["case"]] = None
+    lines = []
+    for (suite, note), names in cases.items():
+        first, *others = names
+        lines.append(f"{suite} / {first}{f' and {len(others)} more' if others else ''}: {note}")
+    return ["", *lines] if lines else []
+
+
 def report(machine: dict, peaks: dict[str, dict], results: list[dict]) -> str:
     """The whole report.
 
@@ -110,5 +123,4 @@ def report(machine: dict, peaks: dict[str, dict], results: list[dict]) -> str:
             ]
         )
     lines += [*columns(rows), *sweep(results), "", targets(results)]
-    notes = {f"{result['suite']} / {result['case']}: {result['note']}": None for result in results if result["note"]}
-    return "\n".join([*lines, *([""] if notes else []), *notes])
+    return "\n".join([*lines, *notes(results)])

@@ -181,6 +181,14 @@ def test_the_report_counts_the_targets() -> None:
     assert table.targets(results) in table.report({}, {}, results)
 
 
+def test_a_note_of_several_cases_is_printed_once() -> None:
+    results = [result_of("a", size, 1, 1.0, note="beware") for size in (1, 2, 2)] + [
+        result_of("b", 1, 1, 1.0, note="x")
+    ]
+    assert table.notes(results) == ["", "s / a 1 and 1 more: beware", "s / b 1: x"]
+    assert table.notes([result_of("c", 1, 1, 1.0)]) == []
+
+
 def test_the_plot_shows_the_ratios_of_the_tuned_allocator(tmp_path: Path) -> None:
     results = [
         result_of("add", 4096, 1, 2.0),
@@ -255,6 +263,15 @@ SUITES = ("random", "allocator", "copies", "tiny_training", "scaling")
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Teams of threads that wait for each other take seconds for the smallest operation on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def no_growth() -> Iterator[None]:
     """What a suite allocates on the device is free again afterwards."""
     gc.collect()
@@ -266,10 +283,10 @@ def no_growth() -> Iterator[None]:
     assert torch.npu.memory_allocated() <= before
 
 
-@pytest.mark.usefixtures("no_growth")
+@pytest.mark.usefixtures("one_thread", "no_growth")
 @pytest.mark.parametrize("name", SUITES)
 def test_suite_runs(name: str) -> None:
-    settings = Settings(quick=True, allocator="tuned", threads=torch.get_num_threads())
+    settings = Settings(quick=True, allocator="tuned", threads=1)
     results = list(command.measure_cases(name, settings))
     assert len({result.case for result in results}) == len(results) > 0
     for result in results:
@@ -277,6 +294,7 @@ def test_suite_runs(name: str) -> None:
         assert result.as_dict() == json.loads(json.dumps(result.as_dict()))
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_copies_copy_what_their_names_say() -> None:
     seen = set()
     for case in copies.cases(Settings(quick=True)):
@@ -309,6 +327,7 @@ def test_every_target_of_a_sweep_is_of_a_case() -> None:
     assert scaling.TARGETS.keys() <= cases
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", tiny_training.OPTIMIZERS)
 def test_optimizers_of_tiny_training_train_alike(name: str) -> None:
     """The same losses on both devices, so both sides of the comparison do the same work."""
