@@ -322,6 +322,20 @@ def test_operations_of_a_sweep_do_the_same_on_both_devices(name: str) -> None:
     torch.testing.assert_close(operation(*operands["npu"]).cpu(), operation(*operands["cpu"]))
 
 
+def test_a_sweep_measures_the_same_operands_in_every_case() -> None:
+    cases = list(scaling.cases(Settings(quick=True)))
+    operands = [
+        x for case in cases if case.series != "add_" for side in (case.subject, case.baseline) for x in side.args
+    ]
+    before = [x.clone() for x in operands]
+    for case in cases:
+        case.subject()
+        case.baseline()
+    assert len(operands) >= 4 * (len(scaling.OPERATIONS) - 1)
+    for now, then in zip(operands, before, strict=True):
+        assert torch.equal(now, then)
+
+
 def test_every_target_of_a_sweep_is_of_a_case() -> None:
     cases = {(name, size) for name in (*scaling.OPERATIONS, "mm float32", "mm bfloat16") for size in scaling.SIZES}
     assert scaling.TARGETS.keys() <= cases
