@@ -28,7 +28,7 @@ class Target:
     ----------
     metric : str
         ``"ratio"`` (at most `value`), ``"speedup"`` (at least), ``"bandwidth_share"`` (at least),
-        ``"peak_share"`` (at least) or ``"extra_ms"`` (at most).
+        ``"peak_share"`` (at least), ``"extra_ms"`` (at most) or ``"nanoseconds"`` (of the subject, at most).
     value : float
         The bound.
     allocator : str
@@ -42,7 +42,7 @@ class Target:
     @property
     def at_most(self) -> bool:
         """True when smaller is better."""
-        return self.metric in ("ratio", "extra_ms")
+        return self.metric in ("ratio", "extra_ms", "nanoseconds")
 
     def met(self, measured: float) -> bool:
         """Whether `measured` reaches the bound."""
@@ -84,6 +84,9 @@ class Case:
         Settings of the allocator in which the case is measured.
     note : str
         What a reader must know to read the figures.
+    series, size : str, int
+        Cases of one series that differ in `size`, a number of elements, make one row of the table of ratios and one
+        line of the plot.
     """
 
     name: str
@@ -101,6 +104,8 @@ class Case:
     target: Target | None = None
     allocators: tuple[str, ...] = ("default", "tuned")
     note: str = ""
+    series: str = ""
+    size: int = 0
 
 
 @dataclass
@@ -126,6 +131,8 @@ class Result:
     ratio: float
     speedup: float
     extra_ms: float
+    nanoseconds: float
+    threads: int
     gigabytes_per_second: float | None = None
     baseline_gigabytes_per_second: float | None = None
     bandwidth_share: float | None = None
@@ -136,6 +143,8 @@ class Result:
     target_allocator: str = ""
     met: bool | None = None
     note: str = ""
+    series: str = ""
+    size: int = 0
 
     def as_dict(self) -> dict:
         """The result as JSON-ready data."""
@@ -156,12 +165,16 @@ class Settings:
         Least length of a sample, long against timer and scheduling noise.
     allocator : str
         Name of the allocator setting of this process.
+    quick : bool
+        One short sample of each side, and small sizes where a suite has a choice: shows that everything runs; the
+        figures mean nothing.
     """
 
     threads: int = 2
     seconds: float = 1.0
     sample_seconds: float = 0.02
     allocator: str = "default"
+    quick: bool = False
     copy_bandwidth: dict[int, float] = field(default_factory=dict)
     peak_flops: dict[str, float] = field(default_factory=dict)
 
@@ -220,23 +233,25 @@ def alternate(case: Case, settings: Settings) -> tuple[Timing, Timing]:
             work()
     else:
         for work, finish in sides:
-            sample_time(work, finish, 3)
-        calls = [calls_for(work, finish, settings.sample_seconds) for work, finish in sides]
+            sample_time(work, finish, 1 if settings.quick else 3)
+        sample_seconds = 0.0 if settings.quick else settings.sample_seconds
+        calls = [calls_for(work, finish, sample_seconds) for work, finish in sides]
 
+    samples, seconds = (1, 0.0) if settings.quick else (case.samples, settings.seconds)
     times: tuple[list[float], list[float]] = ([], [])
     begin = time.perf_counter()
     collecting = gc.isenabled()
     gc.disable()
     try:
         turn = 0
-        while len(times[0]) < case.samples or time.perf_counter() - begin < 2 * settings.seconds:
+        while len(times[0]) < samples or time.perf_counter() - begin < 2 * seconds:
             for side in (0, 1) if turn % 2 == 0 else (1, 0):
                 work, finish = sides[side]
                 if case.self_timed:
-                    seconds = work()
-                    if not isinstance(seconds, float):
+                    measured = work()
+                    if not isinstance(measured, float):
                         raise TypeError(f"case {case.name!r} is self-timed: its callables must return seconds")
-                    times[side].append(seconds)
+                    times[side].append(measured)
                 else:
                     sample_time(work, finish, 1)  # the caches and the thread team of the other side are left behind
                     times[side].append(sample_time(work, finish, calls[side]))
@@ -259,7 +274,11 @@ def measure(suite: str, case: Case, settings: Settings) -> Result:
         ratio=subject.median / baseline.median,
         speedup=baseline.median / subject.median,
         extra_ms=(subject.median - baseline.median) * 1e3,
+        nanoseconds=subject.median * 1e9,
+        threads=settings.threads,
         note=case.note,
+        series=case.series,
+        size=case.size,
     )
     if case.bytes_moved:
         result.gigabytes_per_second = case.bytes_moved / subject.median * 1e-9
@@ -280,6 +299,6 @@ def measure(suite: str, case: Case, settings: Settings) -> Result:
                 f"case {case.name!r} of suite {suite!r} has the target {case.target} but gives nothing to measure it; "
                 "set bytes_moved and footprint, or flops and peak"
             )
-        if case.target.allocator == settings.allocator:
+        if case.target.allocator == settings.allocator and not settings.quick:
             result.met = case.target.met(measured)
     return result

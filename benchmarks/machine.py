@@ -55,31 +55,33 @@ def device_name() -> str:
     return f"{properties.name}{' (emulated on the CPU)' if emulated else ''}"
 
 
-def best_time(work: Callable[[], object], seconds: float = 0.5) -> float:
-    """Shortest of the calls of `work` that fit into `seconds`."""
+def best_time(work: Callable[[], object], seconds: float) -> float:
+    """Shortest of the calls of `work` that fit into `seconds`, at least one."""
     work()
     best = float("inf")
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    while True:
         begin = time.perf_counter()
         work()
-        best = min(best, time.perf_counter() - begin)
-    return best
+        now = time.perf_counter()
+        best = min(best, now - begin)
+        if now >= end:
+            return best
 
 
-def copy_bandwidth(footprint: int) -> float:
+def copy_bandwidth(footprint: int, seconds: float) -> float:
     """GB/s of a plain copy of `footprint` bytes, bytes read plus bytes written, both buffers already mapped."""
     source = torch.ones(footprint, dtype=torch.uint8)
     target = torch.zeros_like(source)
-    return 2 * footprint / best_time(lambda: target.copy_(source)) * 1e-9
+    return 2 * footprint / best_time(lambda: target.copy_(source), seconds) * 1e-9
 
 
-def matmul_peak(dtype: torch.dtype) -> float:
+def matmul_peak(dtype: torch.dtype, sizes: tuple[int, ...], seconds: float) -> float:
     """GFLOP/s of the best square matrix multiplication of stock PyTorch in `dtype`."""
     best = 0.0
-    for size in (1024, 2048):
+    for size in sizes:
         a = torch.randn(size, size).to(dtype)
         b = torch.randn(size, size).to(dtype)
         out = torch.empty(size, size, dtype=dtype)
-        best = max(best, 2 * size**3 / best_time(partial(torch.mm, a, b, out=out)) * 1e-9)
+        best = max(best, 2 * size**3 / best_time(partial(torch.mm, a, b, out=out), seconds) * 1e-9)
     return best

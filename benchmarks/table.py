@@ -41,6 +41,53 @@ def columns(rows: list[list[str]]) -> list[str]:
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
+def sweep(results: list[dict]) -> list[str]:
+    """Ratios of the results that belong to a series: one row per series, one column per size."""
+    found = [result for result in results if result["series"]]
+    if not found:
+        return []
+    sizes = sorted({result["size"] for result in found})
+    ratios: dict[tuple[str, int, str], dict[int, float]] = {}
+    for result in found:
+        key = (result["series"], result["threads"], result["allocator"])
+        ratios.setdefault(key, {})[result["size"]] = result["ratio"]
+    rows = [["ratio by number of elements", "threads", "malloc", *map(elements, sizes)]]
+    for (series, threads, allocator), row in sorted(ratios.items()):
+        cells = [f"{row[size]:.2f}" if size in row else "" for size in sizes]
+        rows.append([series, str(threads), allocator, *cells])
+    return ["", *columns(rows)]
+
+
+def elements(count: int) -> str:
+    """A number of elements, short."""
+    for scale, unit in ((2**20, "Mi"), (2**10, "Ki")):
+        if count >= scale and count % scale == 0:
+            return f"{count // scale}{unit}"
+    return str(count)
+
+
+def targets(results: list[dict]) -> str:
+    """How many targets were met, and which were not."""
+    judged = [result for result in results if result["met"] is not None]
+    missed = [f"{result['suite']} / {result['case']}" for result in judged if not result["met"]]
+    return f"targets met: {len(judged) - len(missed)} of {len(judged)}" + "".join(
+        f"\n  missed: {name}" for name in missed
+    )
+
+
+def notes(results: list[dict]) -> list[str]:
+    """Each note once, with the cases it belongs to."""
+    cases: dict[tuple[str, str], dict[str, None]] = {}
+    for result in results:
+        if result["note"]:
+            cases.setdefault((result["suite"], result["note"]), {})[result["case"]] = None
+    lines = []
+    for (suite, note), names in cases.items():
+        first, *others = names
+        lines.append(f"{suite} / {first}{f' and {len(others)} more' if others else ''}: {note}")
+    return ["", *lines] if lines else []
+
+
 def report(machine: dict, peaks: dict[str, dict], results: list[dict]) -> str:
     """The whole report.
 
@@ -75,6 +122,5 @@ def report(machine: dict, peaks: dict[str, dict], results: list[dict]) -> str:
                 verdict(result),
             ]
         )
-    lines += columns(rows)
-    notes = {f"{result['suite']} / {result['case']}: {result['note']}": None for result in results if result["note"]}
-    return "\n".join([*lines, *([""] if notes else []), *notes])
+    lines += [*columns(rows), *sweep(results), "", targets(results)]
+    return "\n".join([*lines, *notes(results)])
