@@ -1,5 +1,6 @@
 #include "block_pool.h"
 
+#include <algorithm>
 #include <bit>
 #include <functional>
 #include <initializer_list>
@@ -167,19 +168,20 @@ Block* BlockPool::take_fresh(Stream* stream, void* address, std::size_t size, st
   return carve(lists_of(stream), block.release(), rounded, requested);
 }
 
-std::vector<Segment*> BlockPool::detach_free_segments() {
+std::vector<Segment*> BlockPool::detach_free_segments(std::size_t bytes) {
   coalesce();
   std::vector<Segment*> detached;
-  for (auto it = segments_.begin(); it != segments_.end();) {
-    Segment* segment = it->second;
-    Block* block = segment->first;
-    if (block->next == nullptr && block->state == BlockState::Free) {
-      remove(lists_of(segment->stream), block);
-      detached.push_back(segment);
-      it = segments_.erase(it);
-    } else {
-      ++it;
-    }
+  for (const auto& [address, segment] : segments_)
+    if (segment->first->next == nullptr && segment->first->state == BlockState::Free) detached.push_back(segment);
+  std::stable_sort(detached.begin(), detached.end(),
+                   [](const Segment* a, const Segment* b) { return a->last_used < b->last_used; });
+  std::size_t gathered = 0;
+  std::size_t count = 0;
+  while (count < detached.size() && gathered < bytes) gathered += detached[count++]->size;
+  detached.resize(count);
+  for (Segment* segment : detached) {
+    remove(lists_of(segment->stream), segment->first);
+    segments_.erase(reinterpret_cast<std::uintptr_t>(segment->address));
   }
   return detached;
 }

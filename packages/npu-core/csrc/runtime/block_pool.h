@@ -58,6 +58,7 @@ struct Segment {
   std::size_t size = 0;
   Stream* stream = nullptr;
   Block* first = nullptr;
+  std::uint64_t last_used = 0;  // on the pool's clock
   bool small = false;
 };
 
@@ -104,6 +105,7 @@ class BlockPool {
     change(stats_.active_bytes, pool, -static_cast<std::int64_t>(block->size));
     change(stats_.requested_bytes, pool, -static_cast<std::int64_t>(block->requested));
     block->requested = 0;
+    block->segment->last_used = ++clock_;
     if (block->size <= AllocatorConfig::kSmallLimit && block->segment->small) {
       cache(lists_of(block->stream), block);
     } else {
@@ -113,8 +115,9 @@ class BlockPool {
 
   // Adds a fresh segment and takes the block from it, whatever the split limit says about blocks of its size.
   Block* take_fresh(Stream* stream, void* address, std::size_t size, std::size_t rounded, std::size_t requested);
-  // Takes out every segment without a live or pending block.  The caller unmaps them, then calls forget().
-  std::vector<Segment*> detach_free_segments();
+  // Takes out segments without a live or pending block, those first whose last use is longest ago,
+  // until they make up `bytes`.  The caller unmaps them, then calls forget().
+  std::vector<Segment*> detach_free_segments(std::size_t bytes = AllocatorConfig::kUnlimited);
   // The segment is gone from the device: statistics and the objects go too.
   void forget(Segment* segment);
   // Puts a detached segment back (its memory could not be unmapped).
@@ -159,6 +162,7 @@ class BlockPool {
   Block* hand_out(Block* block, std::size_t requested) {
     block->state = BlockState::Live;
     block->requested = requested;
+    block->segment->last_used = ++clock_;
     const auto pool = pool_index(block);
     change(stats_.allocation, pool, 1);
     change(stats_.allocated_bytes, pool, static_cast<std::int64_t>(block->size));
@@ -189,6 +193,7 @@ class BlockPool {
 
   const AllocatorConfig& config_;
   void* const owner_;
+  std::uint64_t clock_ = 0;  // allocations and frees so far
   c10::CachingDeviceAllocator::DeviceStats stats_;
   // Ids of pool streams are small numbers (stream.h), so they index; external streams go through the map.
   std::array<std::unique_ptr<Lists>, 256> pool_streams_;

@@ -99,18 +99,11 @@ void DeviceMemory::release_waiting(Lock& lock, Block* block) {
 
 void DeviceMemory::mark_and_queue(Lock& lock, Block* block) {
   const std::vector<Stream*> streams = block->used_by;
-  std::vector<std::pair<Stream*, Event*>> marks;
+  Marks marks;
   lock.unlock();
-  bool refused = false;
-  for (Stream* stream : streams) {
-    Event* marker = nullptr;
-    const Mark mark = mark_stream(stream, &marker);
-    if (mark == Mark::Placed) marks.emplace_back(stream, marker);
-    refused |= mark == Mark::Refused;
-  }
+  const bool marked = mark_streams(streams, marks);
   lock.lock();
-  if (refused) {
-    for (const auto& [stream, marker] : marks) return_marker(marker);
+  if (!marked) {
     unmarked_.push_back(block);
     return;
   }
@@ -145,8 +138,12 @@ void DeviceMemory::settle() {
   settle(lock);
 }
 
+std::size_t DeviceMemory::segment_size(std::size_t rounded) const {
+  return round_up(config_.caching ? config_.segment_size(rounded) : rounded, granularity_);
+}
+
 Block* DeviceMemory::grow(std::size_t rounded, std::size_t bytes, Stream* stream) {
-  const std::size_t size = round_up(config_.caching ? config_.segment_size(rounded) : rounded, granularity_);
+  const std::size_t size = segment_size(rounded);
   if (static_cast<std::size_t>(pool_.stats().reserved_bytes[0].current) + size > limit_) return nullptr;
   void* address = nullptr;
   const npu_status status = driver().memory_map(driver_device(device_), size, &address);
@@ -156,6 +153,7 @@ Block* DeviceMemory::grow(std::size_t rounded, std::size_t bytes, Stream* stream
 }
 
 Block* DeviceMemory::acquire_slowly(Lock& lock, std::size_t rounded, std::size_t bytes, Stream* stream) {
+  if (config_.garbage_collection_threshold > 0) collect_garbage(lock, segment_size(rounded));
   if (Block* block = grow(rounded, bytes, stream); block != nullptr) return block;
   auto& stats = pool_.stats();
   if (config_.throw_on_oom) {
@@ -177,7 +175,7 @@ Block* DeviceMemory::acquire_slowly(Lock& lock, std::size_t rounded, std::size_t
     if (block != nullptr) return block;
   }
   ++stats.num_ooms;
-  report_out_of_memory(lock, bytes, round_up(config_.segment_size(rounded), granularity_));
+  report_out_of_memory(lock, bytes, segment_size(rounded));
 }
 
 void DeviceMemory::report_out_of_memory(Lock& lock, std::size_t bytes, std::size_t segment) {
@@ -224,10 +222,27 @@ void DeviceMemory::wait_for_pending(Lock& lock) {
   }
 }
 
-// Gives every free segment back.  Work that used it may still be queued on its stream, so that is drained first; the
+// Before the device grows: when it would then hold more than the threshold's share of what it may hold, the segments
+// unused for longest go, as many as it takes.
+void DeviceMemory::collect_garbage(Lock& lock, std::size_t growth) {
+  const auto excess = [&] {
+    const std::size_t most = limit_ == AllocatorConfig::kUnlimited ? total_ : limit_;
+    const auto threshold = static_cast<std::size_t>(config_.garbage_collection_threshold * static_cast<double>(most));
+    const std::size_t held = static_cast<std::size_t>(pool_.stats().reserved_bytes[0].current) + growth;
+    return held > threshold ? held - threshold : 0;
+  };
+  if (excess() == 0) return;
+  lock.unlock();
+  std::lock_guard reclaim(reclaiming_);
+  lock.lock();
+  // Another thread may have given memory back while this one waited for its turn.
+  if (const std::size_t bytes = excess(); bytes != 0) release_cached(lock, bytes);
+}
+
+// Gives free segments back, all or the oldest that make up `bytes`.  Work that used it may still be queued on its stream, so that is drained first; the
 // segments are out of the pool meanwhile, and the lock is free.
-void DeviceMemory::release_cached(Lock& lock) {
-  const std::vector<Segment*> segments = pool_.detach_free_segments();
+void DeviceMemory::release_cached(Lock& lock, std::size_t bytes) {
+  const std::vector<Segment*> segments = pool_.detach_free_segments(bytes);
   if (segments.empty()) return;
   std::vector<Stream*> streams;
   for (const Segment* segment : segments)

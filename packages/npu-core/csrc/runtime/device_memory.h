@@ -43,6 +43,7 @@ class DeviceMemory {
   using Lock = std::unique_lock<std::mutex>;
 
   Block* acquire_slowly(Lock& lock, std::size_t rounded, std::size_t bytes, Stream* stream);
+  std::size_t segment_size(std::size_t rounded) const;
   Block* grow(std::size_t rounded, std::size_t bytes, Stream* stream);
   [[noreturn]] void report_out_of_memory(Lock& lock, std::size_t bytes, std::size_t segment);
   void release_waiting(Lock& lock, Block* block);
@@ -50,7 +51,8 @@ class DeviceMemory {
   void complete(Block* block);
   void settle(Lock& lock);
   void wait_for_pending(Lock& lock);
-  void release_cached(Lock& lock);
+  void collect_garbage(Lock& lock, std::size_t growth);
+  void release_cached(Lock& lock, std::size_t bytes = AllocatorConfig::kUnlimited);
   void unmap(Segment* segment);
   bool unsettled() const { return !unmarked_.empty() || !waiting_.empty(); }
   void report(void* address, std::int64_t bytes, std::int64_t allocated, std::int64_t reserved, Stream* stream);

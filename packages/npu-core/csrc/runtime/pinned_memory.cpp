@@ -152,18 +152,11 @@ class PinnedAllocator final : public c10::Allocator {
 
   void mark_and_queue(Lock& lock, HostBlock* block) {
     const std::vector<Stream*> streams = block->used_by;
-    std::vector<std::pair<Stream*, Event*>> marks;
+    Marks marks;
     lock.unlock();
-    bool refused = false;
-    for (Stream* stream : streams) {
-      Event* marker = nullptr;
-      const Mark mark = mark_stream(stream, &marker);
-      if (mark == Mark::Placed) marks.emplace_back(stream, marker);
-      refused |= mark == Mark::Refused;
-    }
+    const bool marked = mark_streams(streams, marks);
     lock.lock();
-    if (refused) {
-      for (const auto& [stream, marker] : marks) return_marker(marker);
+    if (!marked) {
       unmarked_.push_back(block);
       return;
     }
