@@ -224,10 +224,12 @@ std::vector<c10::CachingDeviceAllocator::SegmentInfo> BlockPool::snapshot(c10::D
     info.stream = segment->stream;
     info.is_large = !segment->small;
     info.is_expandable = config_.expandable_segments;
+    info.context_when_allocated = segment->context;
     for (const Block* block = segment->first; block != nullptr; block = block->next) {
       auto& piece = info.blocks.emplace_back();
       piece.size = block->size;
       piece.requested_size = block->requested;
+      piece.context_when_allocated = block->context;
       piece.allocated = block->state == BlockState::Live;
       piece.active = piece.allocated || block->state == BlockState::Pending;
       if (piece.allocated) info.allocated_size += block->size;
@@ -238,6 +240,13 @@ std::vector<c10::CachingDeviceAllocator::SegmentInfo> BlockPool::snapshot(c10::D
     }
   }
   return infos;
+}
+
+void BlockPool::forget_contexts() {
+  for (const auto& [address, segment] : segments_) {
+    segment->context.reset();
+    for (Block* block = segment->first; block != nullptr; block = block->next) block->context.reset();
+  }
 }
 
 namespace {

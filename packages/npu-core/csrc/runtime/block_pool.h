@@ -47,7 +47,8 @@ struct Block {
   BlockState state = BlockState::Free;
   std::uint32_t events = 0;      // events a pending block still waits for
   std::vector<Stream*> used_by;  // other streams whose work a free has to wait for
-  BlockSet::node_type node;      // kept while outside the set: a free then allocates nothing
+  std::shared_ptr<c10::GatheredContext> context;  // who asked for the live or pending block, while a history is kept
+  BlockSet::node_type node;                       // kept while outside the set: a free then allocates nothing
 
   bool split() const noexcept { return previous != nullptr || next != nullptr; }
 };
@@ -60,6 +61,7 @@ struct Segment {
   Block* first = nullptr;
   std::uint64_t last_used = 0;  // on the pool's clock
   bool small = false;
+  std::shared_ptr<c10::GatheredContext> context;  // whose request mapped it, while a history is kept
 };
 
 // Segments and blocks of one device: who is free, who is next to whom, and the statistics.  Knows neither driver nor
@@ -128,6 +130,7 @@ class BlockPool {
   Block* find(const void* address) const;
 
   std::vector<c10::CachingDeviceAllocator::SegmentInfo> snapshot(c10::DeviceIndex device);
+  void forget_contexts();
   c10::CachingDeviceAllocator::DeviceStats& stats() { return stats_; }
   void reset_peak_stats();
   void reset_accumulated_stats();

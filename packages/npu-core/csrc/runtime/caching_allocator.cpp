@@ -13,6 +13,7 @@
 #include "device.h"
 #include "device_memory.h"
 #include "error.h"
+#include "memory_history.h"
 #include "stream_marker.h"
 
 namespace npu {
@@ -102,13 +103,28 @@ class NpuCachingAllocator final : public CachingAllocator {
   }
 
   std::vector<c10::CachingDeviceAllocator::SegmentInfo> snapshot() override {
-    std::vector<c10::CachingDeviceAllocator::SegmentInfo> all;
+    return snapshot_with_traces().segments;
+  }
+
+  MemorySnapshot snapshot_with_traces() {
+    MemorySnapshot all;
+    all.traces.resize(static_cast<std::size_t>(device_count()));
+    for (std::size_t device = 0; device < all.traces.size(); ++device) {
+      DeviceMemory* memory = existing(static_cast<int>(device));
+      if (memory == nullptr) continue;
+      auto segments = memory->snapshot(all.traces[device]);
+      std::move(segments.begin(), segments.end(), std::back_inserter(all.segments));
+    }
+    return all;
+  }
+
+  void record_history(const HistoryOptions& options, bool clear) {
+    std::lock_guard lock(creating_);  // a device's memory that is being created reads the old options or the new
+    set_history_options(options);
     for_each_memory([&](DeviceMemory& memory) {
-      auto segments = memory.snapshot();
-      std::move(segments.begin(), segments.end(), std::back_inserter(all));
+      memory.set_history(options, clear);
       return false;
     });
-    return all;
   }
 
   // ---- c10::DeviceAllocator
@@ -215,12 +231,20 @@ class NpuCachingAllocator final : public CachingAllocator {
   std::unordered_map<void*, Block*> raw_blocks_;
 };
 
-}  // namespace
-
-CachingAllocator& caching_allocator() {
+NpuCachingAllocator& native_allocator() {
   static auto* instance = new NpuCachingAllocator;  // outlives static destructors, which may free tensors
   return *instance;
 }
+
+}  // namespace
+
+CachingAllocator& caching_allocator() { return native_allocator(); }
+
+void record_memory_history(const HistoryOptions& options, bool clear) {
+  native_allocator().record_history(options, clear);
+}
+
+MemorySnapshot memory_snapshot_with_traces() { return native_allocator().snapshot_with_traces(); }
 
 // With the lowest priority, so that a pluggable allocator can take its place.
 [[maybe_unused]] static const bool g_registered = [] {

@@ -18,6 +18,10 @@ namespace {
 
 std::size_t round_up(std::size_t value, std::size_t grain) { return (value + grain - 1) / grain * grain; }
 
+constexpr c10::MempoolId_t kDefaultPool{0, 0};
+
+std::size_t address_of(const Block* block) { return reinterpret_cast<std::size_t>(block->address); }
+
 void trace_memory(const char* name, const Block* block, std::size_t bytes) {
   npu_trace_record record{};
   record.kind = NPU_TRACE_MEMORY;
@@ -32,7 +36,7 @@ void trace_memory(const char* name, const Block* block, std::size_t bytes) {
 }  // namespace
 
 DeviceMemory::DeviceMemory(int device, const AllocatorConfig& config)
-    : device_(device), config_(config), pool_(config, this), fraction_(1.0) {
+    : device_(device), config_(config), pool_(config, this), history_(device), fraction_(1.0) {
   const npu_device_properties properties = device_properties(device);
   total_ = properties.total_memory;
   granularity_ = std::max<std::size_t>(properties.memory_granularity, AllocatorConfig::kMinBlock);
@@ -50,13 +54,19 @@ void DeviceMemory::report(void* address, std::int64_t bytes, std::int64_t alloca
 
 Block* DeviceMemory::acquire(std::size_t bytes, Stream* stream) {
   note_host_thread();
-  const std::size_t rounded = config_.round_request(bytes);
+  Request request{bytes, config_.round_request(bytes), stream, nullptr};
+  if (history_on()) [[unlikely]]
+    request.context = gather_context(RecordContext::STATE);
   Lock lock(mutex_);
   if (unsettled()) [[unlikely]]
     settle(lock);
-  Block* block = config_.caching ? pool_.take(stream, rounded, bytes) : nullptr;
+  Block* block = take(request);
   if (block == nullptr) [[unlikely]]
-    block = acquire_slowly(lock, rounded, bytes, stream);
+    block = acquire_slowly(lock, request);
+  if (history_.on()) [[unlikely]] {
+    block->context = request.context;
+    history_.record(TraceEntry::ALLOC, address_of(block), bytes, stream, kDefaultPool, request.context);
+  }
   const std::int64_t allocated = pool_.stats().allocated_bytes[0].current;
   const std::int64_t reserved = pool_.stats().reserved_bytes[0].current;
   lock.unlock();
@@ -66,6 +76,10 @@ Block* DeviceMemory::acquire(std::size_t bytes, Stream* stream) {
   return block;
 }
 
+Block* DeviceMemory::take(const Request& request) {
+  return config_.caching ? pool_.take(request.stream, request.rounded, request.bytes) : nullptr;
+}
+
 void DeviceMemory::release(Block* block) noexcept {
   // The block may belong to someone else as soon as the lock is gone.
   void* const address = block->address;
@@ -73,17 +87,31 @@ void DeviceMemory::release(Block* block) noexcept {
   Stream* const stream = block->stream;
   if (tracing()) [[unlikely]]
     trace_memory("free", block, size);
+  Context context;
+  if (history_on()) [[unlikely]]
+    context = gather_context(RecordContext::ALL);
   Lock lock(mutex_);
+  if (history_.on()) [[unlikely]]
+    history_.record(TraceEntry::FREE_REQUESTED, address_of(block), block->requested, stream, kDefaultPool, context);
   pool_.retire(block);
   const std::int64_t allocated = pool_.stats().allocated_bytes[0].current;
   const std::int64_t reserved = pool_.stats().reserved_bytes[0].current;
   if (block->used_by.empty() && config_.caching) [[likely]] {
-    pool_.put(block);
+    put(block);
   } else {
     release_waiting(lock, block);
   }
   lock.unlock();
   report(address, -static_cast<std::int64_t>(size), allocated, reserved, stream);
+}
+
+void DeviceMemory::put(Block* block) {
+  if (history_.on()) [[unlikely]] {
+    history_.record(TraceEntry::FREE_COMPLETED, address_of(block), block->requested, block->stream, kDefaultPool,
+                    nullptr);
+    block->context.reset();
+  }
+  pool_.put(block);
 }
 
 // Without caching a free also waits for the block's own stream: only then may the memory be unmapped.
@@ -114,7 +142,7 @@ void DeviceMemory::mark_and_queue(Lock& lock, Block* block) {
 }
 
 void DeviceMemory::complete(Block* block) {
-  pool_.put(block);
+  put(block);
   if (config_.caching) return;
   for (Segment* segment : pool_.detach_free_segments()) unmap(segment);
 }
@@ -142,19 +170,24 @@ std::size_t DeviceMemory::segment_size(std::size_t rounded) const {
   return round_up(config_.caching ? config_.segment_size(rounded) : rounded, granularity_);
 }
 
-Block* DeviceMemory::grow(std::size_t rounded, std::size_t bytes, Stream* stream) {
-  const std::size_t size = segment_size(rounded);
+Block* DeviceMemory::grow(const Request& request) {
+  const std::size_t size = segment_size(request.rounded);
   if (static_cast<std::size_t>(pool_.stats().reserved_bytes[0].current) + size > limit_) return nullptr;
   void* address = nullptr;
   const npu_status status = driver().memory_map(driver_device(device_), size, &address);
   if (status == NPU_ERROR_OUT_OF_MEMORY) return nullptr;
   check(status, "memory_map");
-  return pool_.take_fresh(stream, address, size, rounded, bytes);
+  Block* block = pool_.take_fresh(request.stream, address, size, request.rounded, request.bytes);
+  if (history_.on()) {
+    block->segment->context = request.context;
+    history_.record(TraceEntry::SEGMENT_ALLOC, address_of(block), size, request.stream, kDefaultPool, request.context);
+  }
+  return block;
 }
 
-Block* DeviceMemory::acquire_slowly(Lock& lock, std::size_t rounded, std::size_t bytes, Stream* stream) {
-  if (config_.garbage_collection_threshold > 0) collect_garbage(lock, segment_size(rounded));
-  if (Block* block = grow(rounded, bytes, stream); block != nullptr) return block;
+Block* DeviceMemory::acquire_slowly(Lock& lock, const Request& request) {
+  if (config_.garbage_collection_threshold > 0) collect_garbage(lock, segment_size(request.rounded));
+  if (Block* block = grow(request); block != nullptr) return block;
   auto& stats = pool_.stats();
   if (config_.throw_on_oom) {
     ++stats.num_oom_rejections;
@@ -163,22 +196,24 @@ Block* DeviceMemory::acquire_slowly(Lock& lock, std::size_t rounded, std::size_t
     std::lock_guard reclaim(reclaiming_);
     lock.lock();
     // Another thread may have given memory back while this one waited for its turn.
-    Block* block = config_.caching ? pool_.take(stream, rounded, bytes) : nullptr;
+    Block* block = take(request);
     if (block == nullptr) {
       wait_for_pending(lock);
       release_cached(lock);
       ++stats.num_alloc_retries;
-      block = grow(rounded, bytes, stream);
+      block = grow(request);
     }
     // The driver may be full of segments that are partly in use; a piece of one may fit by now.
-    if (block == nullptr && config_.caching) block = pool_.take(stream, rounded, bytes);
+    if (block == nullptr) block = take(request);
     if (block != nullptr) return block;
   }
   ++stats.num_ooms;
-  report_out_of_memory(lock, bytes, segment_size(rounded));
+  report_out_of_memory(lock, request);
 }
 
-void DeviceMemory::report_out_of_memory(Lock& lock, std::size_t bytes, std::size_t segment) {
+void DeviceMemory::report_out_of_memory(Lock& lock, const Request& request) {
+  const std::size_t bytes = request.bytes;
+  const std::size_t segment = segment_size(request.rounded);
   using c10::CachingAllocator::format_size;
   const auto& stats = pool_.stats();
   const auto allocated = static_cast<std::uint64_t>(stats.allocated_bytes[0].current);
@@ -255,6 +290,9 @@ void DeviceMemory::release_cached(Lock& lock, std::size_t bytes) {
 
 void DeviceMemory::unmap(Segment* segment) {
   const npu_status status = driver().memory_unmap(driver_device(device_), segment->address, segment->size);
+  if (status == NPU_OK && history_.on())
+    history_.record(TraceEntry::SEGMENT_FREE, reinterpret_cast<std::size_t>(segment->address), segment->size,
+                    segment->stream, kDefaultPool, nullptr);
   // A device that was shut down has taken its memory along.
   if (status == NPU_OK || status == NPU_ERROR_STOPPED) {
     pool_.forget(segment);
@@ -352,10 +390,19 @@ void DeviceMemory::reset_accumulated_stats() {
   pool_.reset_accumulated_stats();
 }
 
-std::vector<c10::CachingDeviceAllocator::SegmentInfo> DeviceMemory::snapshot() {
+std::vector<c10::CachingDeviceAllocator::SegmentInfo> DeviceMemory::snapshot(std::vector<TraceEntry>& trace) {
   Lock lock(mutex_);
   settle(lock);
+  const auto active = static_cast<std::size_t>(pool_.stats().active_bytes[0].current);
+  history_.record(TraceEntry::SNAPSHOT, 0, active, nullptr, kDefaultPool, nullptr);
+  trace = history_.entries();
   return pool_.snapshot(static_cast<c10::DeviceIndex>(device_));
+}
+
+void DeviceMemory::set_history(const HistoryOptions& options, bool clear) {
+  Lock lock(mutex_);
+  history_.configure(options, clear);
+  if (!options.on()) pool_.forget_contexts();
 }
 
 }  // namespace npu

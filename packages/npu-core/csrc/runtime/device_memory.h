@@ -8,6 +8,7 @@
 #include "allocator_config.h"
 #include "block_pool.h"
 #include "event.h"
+#include "memory_history.h"
 
 namespace npu {
 
@@ -35,19 +36,30 @@ class DeviceMemory {
   c10::CachingDeviceAllocator::DeviceStats stats();
   void reset_peak_stats();
   void reset_accumulated_stats();
-  std::vector<c10::CachingDeviceAllocator::SegmentInfo> snapshot();
+  // The history goes to `trace`.
+  std::vector<c10::CachingDeviceAllocator::SegmentInfo> snapshot(std::vector<TraceEntry>& trace);
+  void set_history(const HistoryOptions& options, bool clear);
   // Finishes frees whose streams have passed.
   void settle();
 
  private:
   using Lock = std::unique_lock<std::mutex>;
 
-  Block* acquire_slowly(Lock& lock, std::size_t rounded, std::size_t bytes, Stream* stream);
+  struct Request {
+    std::size_t bytes;
+    std::size_t rounded;  // size of the block
+    Stream* stream;
+    Context context;
+  };
+
+  Block* take(const Request& request);
+  Block* acquire_slowly(Lock& lock, const Request& request);
   std::size_t segment_size(std::size_t rounded) const;
-  Block* grow(std::size_t rounded, std::size_t bytes, Stream* stream);
-  [[noreturn]] void report_out_of_memory(Lock& lock, std::size_t bytes, std::size_t segment);
+  Block* grow(const Request& request);
+  [[noreturn]] void report_out_of_memory(Lock& lock, const Request& request);
   void release_waiting(Lock& lock, Block* block);
   void mark_and_queue(Lock& lock, Block* block);
+  void put(Block* block);
   void complete(Block* block);
   void settle(Lock& lock);
   void wait_for_pending(Lock& lock);
@@ -62,6 +74,7 @@ class DeviceMemory {
   std::mutex mutex_;
   std::mutex reclaiming_;  // one thread at a time gives memory back; taken before mutex_, never inside
   BlockPool pool_;
+  MemoryHistory history_;
   std::vector<Block*> unmarked_;  // freed by driver threads, markers still to be recorded
   std::map<Stream*, std::deque<std::pair<Event*, Block*>>> waiting_;  // in stream order
   double fraction_;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from npu_core import _C
 from torch_npu import notices
 from torch_npu.npu.devices import _get_device_index
 from torch_npu.npu.initialization import _lazy_init, is_initialized
+from torch_npu.npu.memory_history import _dump_snapshot, _record_memory_history, _snapshot  # noqa: F401
 from torch_npu.npu.memory_report import format_summary
 from torch_npu.utils._error_code import ErrCode, pta_error
 
@@ -216,24 +216,10 @@ def memory_snapshot(mempool_id: tuple[int, int] | None = None) -> list[dict[str,
     """
     if not is_initialized():
         return []
-    segments = _C._memory_snapshot()
+    segments = _C._memory_snapshot()["segments"]
     if mempool_id is None:
         return segments
     return [segment for segment in segments if tuple(segment["segment_pool_id"]) == tuple(mempool_id)]
-
-
-def _snapshot(device: Any = None) -> dict[str, Any]:
-    # The form torch's memory_viz reads. The allocator keeps no history yet, so the traces are empty.
-    segments = memory_snapshot()
-    if device is not None:
-        index = _get_device_index(device)
-        segments = [segment for segment in segments if segment["device"] == index]
-    return {"segments": segments, "device_traces": [[] for _ in range(_C._device_count())]}
-
-
-def _dump_snapshot(filename: str = "dump_snapshot.pickle") -> None:
-    with open(filename, "wb") as file:
-        pickle.dump(_snapshot(), file)
 
 
 def get_allocator_backend() -> str:
