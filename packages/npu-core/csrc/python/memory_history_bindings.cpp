@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "bindings.h"
 #include "runtime/memory_history.h"
+#include "runtime/out_of_memory.h"
 
 namespace npu::python {
 namespace {
@@ -15,8 +17,8 @@ namespace {
 using c10::CachingDeviceAllocator::BlockInfo;
 using c10::CachingDeviceAllocator::SegmentInfo;
 
-// Whether this thread belongs to Python, so that taking the GIL is safe: the driver's threads must not wait for it, since
-// its holder may wait for them.  A thread that released the GIL around an operator is one of Python's.
+// Whether this thread belongs to Python, so that taking the GIL is safe: the driver's threads must not wait for it,
+// since its holder may wait for them.  A thread that released the GIL around an operator is one of Python's.
 bool is_python_thread() {
 #if PY_VERSION_HEX >= 0x030D0000
   const bool finalizing = Py_IsFinalizing() != 0;
@@ -187,11 +189,26 @@ void record_history(bool on, bool events, int level, bool native, std::size_t ma
   record_memory_history(options, clear);
 }
 
+// The observer lives as long as the process: it may be called until the very end.
+void attach_observer(py::object observer) {
+  auto* callable = new py::object(std::move(observer));
+  attach_out_of_memory_observer([callable](int device, std::size_t requested, std::size_t capacity, std::size_t free) {
+    if (!is_python_thread()) return;
+    py::gil_scoped_acquire acquire;
+    try {
+      (*callable)(device, requested, capacity, free);
+    } catch (py::error_already_set& error) {
+      error.discard_as_unraisable("out-of-memory observer");  // the out-of-memory error itself must reach the user
+    }
+  });
+}
+
 }  // namespace
 
 void bind_memory_history(py::module_& module) {
   module.def("_memory_snapshot", call(snapshot_dict));
   module.def("_record_memory_history", call(record_history));
+  module.def("_attach_out_of_memory_observer", call(attach_observer));
 }
 
 }  // namespace npu::python

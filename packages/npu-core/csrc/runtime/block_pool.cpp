@@ -242,13 +242,6 @@ std::vector<c10::CachingDeviceAllocator::SegmentInfo> BlockPool::snapshot(c10::D
   return infos;
 }
 
-void BlockPool::forget_contexts() {
-  for (const auto& [address, segment] : segments_) {
-    segment->context.reset();
-    for (Block* block = segment->first; block != nullptr; block = block->next) block->context.reset();
-  }
-}
-
 namespace {
 
 template <typename Function>

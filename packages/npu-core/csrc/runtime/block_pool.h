@@ -45,8 +45,8 @@ struct Block {
   Block* next_cached = nullptr;
   void* owner = nullptr;  // of the pool; lets the free function find its way back without a lookup
   BlockState state = BlockState::Free;
-  std::uint32_t events = 0;      // events a pending block still waits for
-  std::vector<Stream*> used_by;  // other streams whose work a free has to wait for
+  std::uint32_t events = 0;                       // events a pending block still waits for
+  std::vector<Stream*> used_by;                   // other streams whose work a free has to wait for
   std::shared_ptr<c10::GatheredContext> context;  // who asked for the live or pending block, while a history is kept
   BlockSet::node_type node;                       // kept while outside the set: a free then allocates nothing
 
@@ -130,7 +130,13 @@ class BlockPool {
   Block* find(const void* address) const;
 
   std::vector<c10::CachingDeviceAllocator::SegmentInfo> snapshot(c10::DeviceIndex device);
-  void forget_contexts();
+  // Calls the function with every block.
+  template <typename Function>
+  void for_each_block(Function function) {
+    coalesce();
+    for (const auto& [address, segment] : segments_)
+      for (Block* block = segment->first; block != nullptr; block = block->next) function(*block);
+  }
   c10::CachingDeviceAllocator::DeviceStats& stats() { return stats_; }
   void reset_peak_stats();
   void reset_accumulated_stats();

@@ -102,9 +102,7 @@ class NpuCachingAllocator final : public CachingAllocator {
     return memory(checked(device)).fraction();
   }
 
-  std::vector<c10::CachingDeviceAllocator::SegmentInfo> snapshot() override {
-    return snapshot_with_traces().segments;
-  }
+  std::vector<c10::CachingDeviceAllocator::SegmentInfo> snapshot() override { return snapshot_with_traces().segments; }
 
   MemorySnapshot snapshot_with_traces() {
     MemorySnapshot all;

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <sstream>
 
 #include "device.h"
 #include "driver_loader.h"
@@ -39,6 +38,7 @@ DeviceMemory::DeviceMemory(int device, const AllocatorConfig& config)
     : device_(device), config_(config), pool_(config, this), history_(device), fraction_(1.0) {
   const npu_device_properties properties = device_properties(device);
   total_ = properties.total_memory;
+  emulated_ = properties.is_emulated != 0;
   granularity_ = std::max<std::size_t>(properties.memory_granularity, AllocatorConfig::kMinBlock);
   pool_.stats().max_split_size = static_cast<std::int64_t>(config.max_split_size);
   set_fraction(config.memory_fraction);
@@ -54,7 +54,7 @@ void DeviceMemory::report(void* address, std::int64_t bytes, std::int64_t alloca
 
 Block* DeviceMemory::acquire(std::size_t bytes, Stream* stream) {
   note_host_thread();
-  Request request{bytes, config_.round_request(bytes), stream, nullptr};
+  Request request{bytes, config_.round_request(bytes), stream, nullptr, {}};
   if (history_on()) [[unlikely]]
     request.context = gather_context(RecordContext::STATE);
   Lock lock(mutex_);
@@ -170,12 +170,15 @@ std::size_t DeviceMemory::segment_size(std::size_t rounded) const {
   return round_up(config_.caching ? config_.segment_size(rounded) : rounded, granularity_);
 }
 
-Block* DeviceMemory::grow(const Request& request) {
+Block* DeviceMemory::grow(Request& request) {
   const std::size_t size = segment_size(request.rounded);
   if (static_cast<std::size_t>(pool_.stats().reserved_bytes[0].current) + size > limit_) return nullptr;
   void* address = nullptr;
   const npu_status status = driver().memory_map(driver_device(device_), size, &address);
-  if (status == NPU_ERROR_OUT_OF_MEMORY) return nullptr;
+  if (status == NPU_ERROR_OUT_OF_MEMORY) {
+    request.refusal = driver().last_error();
+    return nullptr;
+  }
   check(status, "memory_map");
   Block* block = pool_.take_fresh(request.stream, address, size, request.rounded, request.bytes);
   if (history_.on()) {
@@ -185,7 +188,7 @@ Block* DeviceMemory::grow(const Request& request) {
   return block;
 }
 
-Block* DeviceMemory::acquire_slowly(Lock& lock, const Request& request) {
+Block* DeviceMemory::acquire_slowly(Lock& lock, Request& request) {
   if (config_.garbage_collection_threshold > 0) collect_garbage(lock, segment_size(request.rounded));
   if (Block* block = grow(request); block != nullptr) return block;
   auto& stats = pool_.stats();
@@ -211,32 +214,43 @@ Block* DeviceMemory::acquire_slowly(Lock& lock, const Request& request) {
   report_out_of_memory(lock, request);
 }
 
-void DeviceMemory::report_out_of_memory(Lock& lock, const Request& request) {
-  const std::size_t bytes = request.bytes;
-  const std::size_t segment = segment_size(request.rounded);
-  using c10::CachingAllocator::format_size;
+OutOfMemoryFacts DeviceMemory::gather_facts(const Request& request) {
   const auto& stats = pool_.stats();
-  const auto allocated = static_cast<std::uint64_t>(stats.allocated_bytes[0].current);
-  const auto active = static_cast<std::uint64_t>(stats.active_bytes[0].current);
-  const auto reserved = static_cast<std::uint64_t>(stats.reserved_bytes[0].current);
-  const std::size_t limit = limit_;
+  OutOfMemoryFacts facts;
+  facts.device = device_;
+  facts.stream_id = request.stream->id;
+  facts.requested = request.bytes;
+  facts.block = request.rounded;
+  facts.growth = segment_size(request.rounded);
+  facts.total = total_;
+  driver().memory_info(driver_device(device_), &facts.free, &facts.total);
+  facts.limit = limit_;
+  facts.fraction = fraction_;
+  facts.allocated = static_cast<std::size_t>(stats.allocated_bytes[0].current);
+  facts.active = static_cast<std::size_t>(stats.active_bytes[0].current);
+  facts.reserved = static_cast<std::size_t>(stats.reserved_bytes[0].current);
+  const bool small = request.rounded <= AllocatorConfig::kSmallLimit;
+  pool_.for_each_block([&](const Block& block) {
+    if (block.state == BlockState::Pending) facts.waiting.add(block.size);
+    if (block.state != BlockState::Free) return;
+    const bool usable = block.stream == request.stream && block.segment->small == small;
+    (usable ? facts.cached_here : facts.cached_elsewhere).add(block.size);
+  });
+  facts.rejected = config_.throw_on_oom;
+  facts.expandable = config_.expandable_segments;
+  facts.emulated = emulated_;
+  facts.driver_text = request.refusal;
+  return facts;
+}
+
+void DeviceMemory::report_out_of_memory(Lock& lock, const Request& request) {
+  const OutOfMemoryFacts facts = gather_facts(request);
+  history_.record(TraceEntry::OOM, facts.free, facts.requested, request.stream, kDefaultPool, request.context);
   lock.unlock();
-  std::size_t free = 0;
-  std::size_t total = total_;
-  driver().memory_info(driver_device(device_), &free, &total);
-  std::ostringstream text;
-  text << "NPU out of memory. Tried to allocate " << format_size(std::max(bytes, segment)) << " (NPU " << device_
-       << "; " << format_size(total) << " total capacity; " << format_size(allocated) << " already allocated; "
-       << format_size(active) << " current active; " << format_size(free) << " free; ";
-  if (limit != AllocatorConfig::kUnlimited) text << format_size(limit) << " allowed; ";
-  text << format_size(reserved) << " reserved in total by PyTorch)";
-  if (reserved - allocated >= bytes)
-    text << " Enough of the reserved memory is not allocated, but in pieces: "
-            "PYTORCH_NPU_ALLOC_CONF=max_split_size_mb:<n> can reduce "
-            "fragmentation.";
-  c10::reportOutOfMemoryToProfiler(static_cast<std::int64_t>(bytes), allocated, reserved,
+  c10::reportOutOfMemoryToProfiler(static_cast<std::int64_t>(facts.requested), facts.allocated, facts.reserved,
                                    c10::Device(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device_)));
-  TORCH_CHECK_WITH(OutOfMemoryError, false, text.str(), error_suffix(Submodule::PTA, ErrorCode::MEMORY));
+  notify_out_of_memory(facts);
+  TORCH_CHECK_WITH(OutOfMemoryError, false, describe(facts), error_suffix(Submodule::PTA, ErrorCode::MEMORY));
 }
 
 // Waits until every freed block is free for good.
@@ -274,8 +288,8 @@ void DeviceMemory::collect_garbage(Lock& lock, std::size_t growth) {
   if (const std::size_t bytes = excess(); bytes != 0) release_cached(lock, bytes);
 }
 
-// Gives free segments back, all or the oldest that make up `bytes`.  Work that used it may still be queued on its stream, so that is drained first; the
-// segments are out of the pool meanwhile, and the lock is free.
+// Gives free segments back, all or the oldest that make up `bytes`.  Work that used it may still be queued on its
+// stream, so that is drained first; the segments are out of the pool meanwhile, and the lock is free.
 void DeviceMemory::release_cached(Lock& lock, std::size_t bytes) {
   const std::vector<Segment*> segments = pool_.detach_free_segments(bytes);
   if (segments.empty()) return;
@@ -402,7 +416,7 @@ std::vector<c10::CachingDeviceAllocator::SegmentInfo> DeviceMemory::snapshot(std
 void DeviceMemory::set_history(const HistoryOptions& options, bool clear) {
   Lock lock(mutex_);
   history_.configure(options, clear);
-  if (!options.on()) pool_.forget_contexts();
+  if (!options.on()) pool_.for_each_block([](Block& block) { block.context = block.segment->context = nullptr; });
 }
 
 }  // namespace npu

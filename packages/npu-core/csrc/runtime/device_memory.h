@@ -2,6 +2,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "block_pool.h"
 #include "event.h"
 #include "memory_history.h"
+#include "out_of_memory.h"
 
 namespace npu {
 
@@ -50,13 +52,15 @@ class DeviceMemory {
     std::size_t rounded;  // size of the block
     Stream* stream;
     Context context;
+    std::string refusal;  // of the driver, once it refused to map more
   };
 
   Block* take(const Request& request);
-  Block* acquire_slowly(Lock& lock, const Request& request);
+  Block* acquire_slowly(Lock& lock, Request& request);
   std::size_t segment_size(std::size_t rounded) const;
-  Block* grow(const Request& request);
+  Block* grow(Request& request);
   [[noreturn]] void report_out_of_memory(Lock& lock, const Request& request);
+  OutOfMemoryFacts gather_facts(const Request& request);
   void release_waiting(Lock& lock, Block* block);
   void mark_and_queue(Lock& lock, Block* block);
   void put(Block* block);
@@ -81,6 +85,7 @@ class DeviceMemory {
   std::size_t limit_ = AllocatorConfig::kUnlimited;
   std::size_t granularity_ = AllocatorConfig::kMinBlock;
   std::size_t total_ = 0;
+  bool emulated_ = false;
 };
 
 }  // namespace npu

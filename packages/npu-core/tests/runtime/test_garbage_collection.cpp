@@ -1,4 +1,5 @@
-// garbage_collection_threshold: cached segments go, the longest unused first, before the device grows past the threshold.
+// garbage_collection_threshold: cached segments go, the longest unused first, before the device grows past the
+// threshold.
 #include <set>
 
 #include "harness.h"

@@ -12,7 +12,12 @@ from npu_core import _C
 from torch_npu import notices
 from torch_npu.npu.devices import _get_device_index
 from torch_npu.npu.initialization import _lazy_init, is_initialized
-from torch_npu.npu.memory_history import _dump_snapshot, _record_memory_history, _snapshot  # noqa: F401
+from torch_npu.npu.memory_history import (  # noqa: F401
+    _attach_out_of_memory_observer,
+    _dump_snapshot,
+    _record_memory_history,
+    _snapshot,
+)
 from torch_npu.npu.memory_report import format_summary
 from torch_npu.utils._error_code import ErrCode, pta_error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import pickle
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch._utils import _augment_memory_snapshot_stack_traces
@@ -145,3 +145,21 @@ def _dump_snapshot(filename: str = "dump_snapshot.pickle", augment_with_fx_trace
     """Pickle `_snapshot()` into `filename`, for https://pytorch.org/memory_viz and ``python -m torch.cuda._memory_viz``."""
     with open(filename, "wb") as file:
         pickle.dump(_snapshot(augment_with_fx_traces=augment_with_fx_traces), file)
+
+
+def _attach_out_of_memory_observer(observer: Callable[[int, int, int, int], Any]) -> None:
+    """Call `observer` whenever an allocation fails, before the error is raised; there is no way to detach it.
+
+    Parameters
+    ----------
+    observer : callable
+        Gets the device index, the bytes asked for, the bytes this process may hold on the device (its limit, or else the
+        device's memory) and the bytes free on the device. It runs on the thread that asked. What it raises is printed
+        and does not replace the `torch.OutOfMemoryError`.
+    """
+    if not callable(observer):
+        raise TypeError(
+            f"_attach_out_of_memory_observer: expected a callable, but got {type(observer).__name__}"
+            f"{pta_error(ErrCode.TYPE)}"
+        )
+    _C._attach_out_of_memory_observer(observer)
