@@ -8,6 +8,7 @@
 namespace npu::python {
 namespace {
 
+using c10::CachingAllocator::DurationStat;
 using c10::CachingAllocator::Stat;
 using c10::CachingAllocator::StatArray;
 using c10::CachingAllocator::StatType;
@@ -53,17 +54,27 @@ py::dict stats_dict(const DeviceStats& stats) {
   return result;
 }
 
+py::dict duration_dict(const DurationStat& stat) {
+  py::dict result;
+  result["total"] = stat.total;
+  result["max"] = stat.max;
+  result["min"] = stat.min;
+  result["count"] = stat.count;
+  result["avg"] = stat.count == 0 ? 0 : stat.total / stat.count;
+  return result;
+}
+
 py::dict pinned_stats_dict() {
   const PinnedStats stats = pinned_stats();
   py::dict result;
-  result["active_requests.current"] = stats.active_requests;
-  result["active_bytes.current"] = stats.active_bytes;
-  result["active_bytes.peak"] = stats.peak_active_bytes;
-  result["allocations.current"] = stats.allocations;
-  result["allocated_bytes.current"] = stats.allocated_bytes;
-  result["allocated_bytes.peak"] = stats.peak_allocated_bytes;
+  result["active_requests"] = stat_dict(stats.active_requests);
+  result["active_bytes"] = stat_dict(stats.active_bytes);
+  result["allocations"] = stat_dict(stats.allocations);
+  result["allocated_bytes"] = stat_dict(stats.allocated_bytes);
   result["num_host_alloc"] = stats.num_host_alloc;
   result["num_host_free"] = stats.num_host_free;
+  result["host_alloc_time"] = duration_dict(stats.host_alloc_time);
+  result["host_free_time"] = duration_dict(stats.host_free_time);
   return result;
 }
 
@@ -106,6 +117,7 @@ void bind_memory(py::module_& module) {
   module.def("_pinned_stats", call(pinned_stats_dict));
   module.def("_pinned_empty_cache", call_without_gil([] { pinned_empty_cache(); }));
   module.def("_pinned_reset_peak_stats", call([] { pinned_reset_peak_stats(); }));
+  module.def("_pinned_reset_accumulated_stats", call([] { pinned_reset_accumulated_stats(); }));
 }
 
 }  // namespace npu::python
