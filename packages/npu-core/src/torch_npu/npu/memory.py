@@ -252,8 +252,8 @@ def host_memory_stats_as_nested_dict() -> dict[str, Any]:
 def host_memory_stats() -> collections.OrderedDict[str, int]:
     """Return the counters of the pinned host memory cache, flattened with dots and sorted by key.
 
-    ``active_requests`` and ``active_bytes`` count what is handed out, ``allocations`` and ``allocated_bytes`` what is held
-    from the system, each with ``current``, ``peak``, ``allocated`` and ``freed``. ``num_host_alloc`` and
+    ``active_requests`` and ``active_bytes`` count what is handed out, ``allocations`` and ``allocated_bytes`` what is
+    held from the system, each with ``current``, ``peak``, ``allocated`` and ``freed``. ``num_host_alloc`` and
     ``num_host_free`` count the calls of the system; ``host_alloc_time`` and ``host_free_time`` (``total``, ``max``,
     ``min``, ``avg`` in microseconds, ``count``) time them. Empty before initialisation.
     """

@@ -142,7 +142,7 @@ def _snapshot(device: Any = None, augment_with_fx_traces: bool = False) -> dict[
 
 
 def _dump_snapshot(filename: str = "dump_snapshot.pickle", augment_with_fx_traces: bool = False) -> None:
-    """Pickle `_snapshot()` into `filename`, for https://pytorch.org/memory_viz and ``python -m torch.cuda._memory_viz``."""
+    """Pickle `_snapshot()` into `filename`; https://pytorch.org/memory_viz and `torch.cuda._memory_viz` read it."""
     with open(filename, "wb") as file:
         pickle.dump(_snapshot(augment_with_fx_traces=augment_with_fx_traces), file)
 
@@ -153,9 +153,9 @@ def _attach_out_of_memory_observer(observer: Callable[[int, int, int, int], Any]
     Parameters
     ----------
     observer : callable
-        Gets the device index, the bytes asked for, the bytes this process may hold on the device (its limit, or else the
-        device's memory) and the bytes free on the device. It runs on the thread that asked. What it raises is printed
-        and does not replace the `torch.OutOfMemoryError`.
+        Gets the device index, the bytes asked for, the bytes this process may hold on the device (its limit, or else
+        the device's memory) and the bytes free on the device. It runs on the thread that asked. What it raises is
+        printed and does not replace the `torch.OutOfMemoryError`.
     """
     if not callable(observer):
         raise TypeError(
