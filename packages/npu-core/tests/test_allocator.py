@@ -285,3 +285,31 @@ def test_tensors_may_die_in_a_forked_child(run_python):
         """
     )
     assert done.stdout.split() == ["0", "1000.0"]
+
+
+def test_old_cached_memory_goes_before_the_device_grows_past_the_threshold(run_python):
+    done = run_python(
+        """
+        import torch
+
+        def take(mib):
+            return torch.empty(mib << 20, dtype=torch.uint8, device="npu")
+
+        def segments():
+            return sorted(segment["total_size"] >> 20 for segment in torch.npu.memory_snapshot())
+
+        torch.npu.set_per_process_memory_fraction(0.5)  # 128 MiB, so the threshold is 64
+        old, young = take(20), take(24)
+        del old
+        del young
+        print(segments())
+        kept = take(38)
+        print(segments(), torch.npu.memory_stats()["num_device_free"])
+        torch.npu.set_per_process_memory_fraction(1.0)
+        more = take(60)
+        print(segments(), torch.npu.memory_stats()["num_device_free"])
+        """,
+        NPU_HOST_MEMORY="256MiB",
+        PYTORCH_NPU_ALLOC_CONF="garbage_collection_threshold:0.5",
+    )
+    assert done.stdout.splitlines() == ["[22, 26]", "[40] 2", "[40, 62] 2"]

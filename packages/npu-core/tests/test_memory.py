@@ -224,3 +224,42 @@ def test_accelerator_interface_agrees():
     del tensor
     torch.accelerator.empty_cache()
     assert torch.accelerator.memory_reserved() == torch.npu.memory_reserved()
+
+
+def test_pinned_statistics_are_complete():
+    torch.npu.init()
+    torch.npu.host_empty_cache()
+    torch.npu.reset_accumulated_host_memory_stats()
+    torch.npu.reset_peak_host_memory_stats()
+    before = torch.npu.host_memory_stats()
+    # A size of its own, so that no cached block serves it.
+    tensor = torch.empty(70_000_000, dtype=torch.uint8, pin_memory=True)
+    during = torch.npu.host_memory_stats()
+    assert during["active_bytes.current"] - before["active_bytes.current"] == 1 << 27
+    assert during["active_bytes.peak"] == during["active_bytes.current"]
+    assert during["active_requests.allocated"] == 1 and during["num_host_alloc"] == 1
+    assert during["host_alloc_time.count"] == 1
+    del tensor
+    torch.npu.host_empty_cache()
+    after = torch.npu.host_memory_stats()
+    assert after["allocated_bytes.freed"] == 1 << 27 and after["num_host_free"] == 1
+    assert after["active_bytes.current"] == before["active_bytes.current"]
+    metrics = ("allocations", "allocated_bytes", "active_requests", "active_bytes")
+    expected = {f"{metric}.{part}" for metric in metrics for part in ("current", "peak", "allocated", "freed")}
+    expected |= {
+        f"host_{call}_time.{part}" for call in ("alloc", "free") for part in ("total", "max", "min", "count", "avg")
+    }
+    assert set(after) == expected | {"num_host_alloc", "num_host_free"}
+    assert list(after) == sorted(after)
+    nested = torch.npu.host_memory_stats_as_nested_dict()
+    assert nested["allocated_bytes"]["freed"] == 1 << 27 and nested["num_host_free"] == 1
+    torch.npu.reset_accumulated_host_memory_stats()
+    assert torch.npu.host_memory_stats()["allocated_bytes.freed"] == 0
+
+
+def test_the_address_cache_is_emptied_too():
+    torch.empty(30 << 20, dtype=torch.uint8, device="npu")
+    assert torch.npu.memory_reserved() >= 30 << 20
+    before = torch.npu.memory_stats()["num_device_free"]
+    torch.npu.empty_virt_addr_cache()
+    assert torch.npu.memory_stats()["num_device_free"] > before

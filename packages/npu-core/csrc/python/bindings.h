@@ -21,6 +21,8 @@ auto call_without_gil(Function&& function) {
 void bind_devices(py::module_& module);
 void bind_streams(py::module_& module);
 void bind_memory(py::module_& module);
+void bind_memory_history(py::module_& module);
+void bind_memory_pools(py::module_& module);
 void bind_random(py::module_& module);
 void bind_options(py::module_& module);
 

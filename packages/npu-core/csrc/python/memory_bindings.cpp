@@ -1,6 +1,4 @@
 #include <cstdint>
-#include <string>
-#include <vector>
 
 #include "bindings.h"
 #include "runtime/caching_allocator.h"
@@ -10,12 +8,11 @@
 namespace npu::python {
 namespace {
 
+using c10::CachingAllocator::DurationStat;
 using c10::CachingAllocator::Stat;
 using c10::CachingAllocator::StatArray;
 using c10::CachingAllocator::StatType;
-using c10::CachingDeviceAllocator::BlockInfo;
 using c10::CachingDeviceAllocator::DeviceStats;
-using c10::CachingDeviceAllocator::SegmentInfo;
 
 py::dict stat_dict(const Stat& stat) {
   py::dict result;
@@ -57,62 +54,27 @@ py::dict stats_dict(const DeviceStats& stats) {
   return result;
 }
 
-const char* state_name(const BlockInfo& block) {
-  if (block.allocated) return "active_allocated";
-  return block.active ? "active_pending_free" : "inactive";
-}
-
-py::dict segment_dict(const SegmentInfo& segment) {
-  py::list blocks;
-  std::size_t address = segment.address;
-  for (const BlockInfo& block : segment.blocks) {
-    py::dict entry;
-    entry["address"] = address;
-    entry["size"] = block.size;
-    entry["requested_size"] = block.requested_size;
-    entry["state"] = state_name(block);
-    entry["frames"] = py::list();
-    blocks.append(std::move(entry));
-    address += block.size;
-  }
+py::dict duration_dict(const DurationStat& stat) {
   py::dict result;
-  result["device"] = static_cast<int>(segment.device);
-  result["address"] = segment.address;
-  result["total_size"] = segment.total_size;
-  result["allocated_size"] = segment.allocated_size;
-  result["active_size"] = segment.active_size;
-  result["requested_size"] = segment.requested_size;
-  result["stream"] = reinterpret_cast<std::uintptr_t>(segment.stream);
-  result["segment_type"] = segment.is_large ? "large" : "small";
-  result["segment_pool_id"] = segment.owner_private_pool_id;
-  result["is_expandable"] = segment.is_expandable;
-  result["frames"] = py::list();
-  result["blocks"] = std::move(blocks);
-  return result;
-}
-
-py::list snapshot_list() {
-  std::vector<SegmentInfo> segments;
-  {
-    py::gil_scoped_release release;
-    segments = caching_allocator().snapshot();
-  }
-  py::list result;
-  for (const SegmentInfo& segment : segments) result.append(segment_dict(segment));
+  result["total"] = stat.total;
+  result["max"] = stat.max;
+  result["min"] = stat.min;
+  result["count"] = stat.count;
+  result["avg"] = stat.count == 0 ? 0 : stat.total / stat.count;
   return result;
 }
 
 py::dict pinned_stats_dict() {
   const PinnedStats stats = pinned_stats();
   py::dict result;
-  result["active_requests.current"] = stats.active_requests;
-  result["active_bytes.current"] = stats.active_bytes;
-  result["active_bytes.peak"] = stats.peak_active_bytes;
-  result["allocations.current"] = stats.allocations;
-  result["allocated_bytes.current"] = stats.allocated_bytes;
-  result["allocated_bytes.peak"] = stats.peak_allocated_bytes;
+  result["active_requests"] = stat_dict(stats.active_requests);
+  result["active_bytes"] = stat_dict(stats.active_bytes);
+  result["allocations"] = stat_dict(stats.allocations);
+  result["allocated_bytes"] = stat_dict(stats.allocated_bytes);
   result["num_host_alloc"] = stats.num_host_alloc;
   result["num_host_free"] = stats.num_host_free;
+  result["host_alloc_time"] = duration_dict(stats.host_alloc_time);
+  result["host_free_time"] = duration_dict(stats.host_free_time);
   return result;
 }
 
@@ -131,7 +93,6 @@ void bind_memory(py::module_& module) {
   module.def("_reset_accumulated_memory_stats", call([](int device) {
                caching_allocator().resetAccumulatedStats(static_cast<c10::DeviceIndex>(device));
              }));
-  module.def("_memory_snapshot", call(snapshot_list));
   module.def("_empty_cache", call_without_gil([] { caching_allocator().emptyCache(); }));
   module.def("_set_memory_fraction",
              call([](double fraction, int device) { caching_allocator().set_memory_fraction(fraction, device); }));
@@ -156,6 +117,7 @@ void bind_memory(py::module_& module) {
   module.def("_pinned_stats", call(pinned_stats_dict));
   module.def("_pinned_empty_cache", call_without_gil([] { pinned_empty_cache(); }));
   module.def("_pinned_reset_peak_stats", call([] { pinned_reset_peak_stats(); }));
+  module.def("_pinned_reset_accumulated_stats", call([] { pinned_reset_accumulated_stats(); }));
 }
 
 }  // namespace npu::python

@@ -7,6 +7,8 @@ PYBIND11_MODULE(_C, module) {
   npu::python::bind_devices(module);
   npu::python::bind_streams(module);
   npu::python::bind_memory(module);
+  npu::python::bind_memory_history(module);
+  npu::python::bind_memory_pools(module);
   npu::python::bind_random(module);
   npu::python::bind_options(module);
   // The driver library also carries the driver's ATen kernels, which must be registered before the first tensor.

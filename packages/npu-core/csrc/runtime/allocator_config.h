@@ -24,11 +24,11 @@ struct NPU_RUNTIME_API AllocatorConfig {
   std::size_t large_segment_size = 20 << 20;
   std::array<std::size_t, 16> power2_divisions{};  // by power of two from 1 MiB; 0 and 1 = plain multiples of 512
   double memory_fraction = 1.0;
+  double garbage_collection_threshold = 0.0;  // of the limit, or of the device's memory without one; 0 = off
   bool expandable_segments = false;
   bool throw_on_oom = false;
   bool caching = true;  // PYTORCH_NO_NPU_MEMORY_CACHING
   // Accepted and checked; they tune hardware this allocator does not have.
-  double garbage_collection_threshold = 0.0;
   bool multi_stream_lazy_reclaim = false;
 
   std::size_t round_request(std::size_t bytes) const;

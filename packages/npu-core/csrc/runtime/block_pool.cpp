@@ -1,5 +1,6 @@
 #include "block_pool.h"
 
+#include <algorithm>
 #include <bit>
 #include <functional>
 #include <initializer_list>
@@ -67,7 +68,7 @@ void BlockPool::merge(Lists& lists, Block* block) {
     remove(lists, after);
     block->size += after->size;
     block->next = after->next;
-    if (block->next != nullptr) block->next->previous = block;
+    (block->next != nullptr ? block->next->previous : block->segment->last) = block;
     delete after;
   }
   insert(lists, block);
@@ -107,9 +108,9 @@ Block* BlockPool::search(BlockSet& set, std::size_t rounded) const {
 }
 
 bool BlockPool::should_split(const Block* block, std::size_t rounded) const {
-  if (!config_.caching) return false;
+  if (!config_.caching || traits_.no_split) return false;
   const std::size_t remaining = block->size - rounded;
-  if (block->segment->small) return remaining >= AllocatorConfig::kMinBlock;
+  if (block->segment->small || block->segment->expandable) return remaining >= AllocatorConfig::kMinBlock;
   return rounded < config_.max_split_size && remaining > AllocatorConfig::kSmallLimit;
 }
 
@@ -125,21 +126,24 @@ Block* BlockPool::take_best_fit(Stream* stream, std::size_t rounded, std::size_t
   return carve(lists, block, rounded, requested);
 }
 
+// The rest of the block as a block of its own, in no list.
+Block* BlockPool::split_block(Block* block, std::size_t size) {
+  auto* rest = new Block;
+  rest->address = block->address + size;
+  rest->size = block->size - size;
+  rest->stream = block->stream;
+  rest->segment = block->segment;
+  rest->owner = owner_;
+  rest->previous = block;
+  rest->next = block->next;
+  (rest->next != nullptr ? rest->next->previous : rest->segment->last) = rest;
+  block->next = rest;
+  block->size = size;
+  return rest;
+}
+
 Block* BlockPool::carve(Lists& lists, Block* block, std::size_t rounded, std::size_t requested) {
-  if (should_split(block, rounded)) {
-    auto* rest = new Block;
-    rest->address = block->address + rounded;
-    rest->size = block->size - rounded;
-    rest->stream = block->stream;
-    rest->segment = block->segment;
-    rest->owner = owner_;
-    rest->previous = block;
-    rest->next = block->next;
-    if (rest->next != nullptr) rest->next->previous = rest;
-    block->next = rest;
-    block->size = rounded;
-    insert(lists, rest);
-  }
+  if (should_split(block, rounded)) insert(lists, split_block(block, rounded));
   return hand_out(block, requested);
 }
 
@@ -149,8 +153,11 @@ Block* BlockPool::take_fresh(Stream* stream, void* address, std::size_t size, st
   auto segment = std::make_unique<Segment>();
   segment->address = static_cast<std::byte*>(address);
   segment->size = size;
+  segment->ranges.push_back({segment->address, size});
   segment->stream = stream;
-  segment->first = block.get();
+  segment->pool = this;
+  segment->first = segment->last = block.get();
+  segment->expandable = config_.expandable_segments && traits_.source == nullptr;
   segment->small = rounded <= AllocatorConfig::kSmallLimit;
   block->address = segment->address;
   block->size = size;
@@ -163,33 +170,140 @@ Block* BlockPool::take_fresh(Stream* stream, void* address, std::size_t size, st
   change(stats_.reserved_bytes, pool, static_cast<std::int64_t>(size));
   if (size >= config_.max_split_size) stats_.oversize_segments.increase(1);
   ++stats_.num_device_alloc;
+  Lists& lists = lists_of(stream);
+  if (segment->expandable) lists.growing[segment->small] = segment.get();
   segment.release();
-  return carve(lists_of(stream), block.release(), rounded, requested);
+  return carve(lists, block.release(), rounded, requested);
 }
 
-std::vector<Segment*> BlockPool::detach_free_segments() {
+Segment* BlockPool::growing(Stream* stream, std::size_t rounded, std::size_t* missing) {
+  Segment* segment = lists_of(stream).growing[rounded <= AllocatorConfig::kSmallLimit];
+  if (segment != nullptr) {
+    const Block* last = segment->last;
+    *missing = rounded - (last->state == BlockState::Free ? last->size : 0);
+  }
+  return segment;
+}
+
+Block* BlockPool::extend(Segment* segment, std::size_t size, std::size_t rounded, std::size_t requested) {
+  Lists& lists = lists_of(segment->stream);
+  Block* block = segment->last;
+  if (block->state == BlockState::Free) {
+    remove(lists, block);
+    block->size += size;
+  } else {
+    block->size += size;
+    block = split_block(block, block->size - size);
+  }
+  segment->ranges.push_back({segment->address + segment->size, size});
+  segment->size += size;
+  change(stats_.reserved_bytes, pool_index(block), static_cast<std::int64_t>(size));
+  ++stats_.num_device_alloc;
+  return carve(lists, block, rounded, requested);
+}
+
+std::vector<Segment*> BlockPool::detach_free_segments(std::size_t bytes) {
   coalesce();
   std::vector<Segment*> detached;
-  for (auto it = segments_.begin(); it != segments_.end();) {
-    Segment* segment = it->second;
-    Block* block = segment->first;
-    if (block->next == nullptr && block->state == BlockState::Free) {
-      remove(lists_of(segment->stream), block);
-      detached.push_back(segment);
-      it = segments_.erase(it);
-    } else {
-      ++it;
-    }
+  std::vector<Segment*> in_use;
+  for (const auto& [address, segment] : segments_) {
+    const bool free = segment->first->next == nullptr && segment->first->state == BlockState::Free;
+    if (free) detached.push_back(segment);
+    if (!free && segment->ranges.size() > 1) in_use.push_back(segment);
   }
+  std::stable_sort(detached.begin(), detached.end(),
+                   [](const Segment* a, const Segment* b) { return a->last_used < b->last_used; });
+  std::size_t gathered = 0;
+  std::size_t count = 0;
+  while (count < detached.size() && gathered < bytes) gathered += detached[count++]->size;
+  detached.resize(count);
+  for (Segment* segment : detached) {
+    remove(lists_of(segment->stream), segment->first);
+    detach(segment);
+  }
+  if (gathered < bytes)
+    for (Segment* segment : in_use) detach_free_ranges(segment, detached);
   return detached;
 }
 
-void BlockPool::forget(Segment* segment) {
+void BlockPool::detach(Segment* segment) {
+  segments_.erase(reinterpret_cast<std::uintptr_t>(segment->address));
+  Segment*& growing = lists_of(segment->stream).growing[segment->small];
+  if (growing == segment) growing = nullptr;
+}
+
+Segment* BlockPool::split_segment(Segment* segment, Block* at) {
+  auto* tail = new Segment(*segment);
+  tail->address = at->address;
+  tail->size = static_cast<std::size_t>(segment->address + segment->size - at->address);
+  tail->first = at;
+  std::erase_if(tail->ranges, [&](const Segment::Range& range) { return range.address < at->address; });
+  std::erase_if(segment->ranges, [&](const Segment::Range& range) { return range.address >= at->address; });
+  segment->size -= tail->size;
+  segment->last = at->previous;
+  at->previous->next = nullptr;
+  at->previous = nullptr;
+  for (Block* block = at; block != nullptr; block = block->next) block->segment = tail;
+  segments_.emplace(reinterpret_cast<std::uintptr_t>(tail->address), tail);
+  change(stats_.segment, pool_index(at), 1);
+  Segment*& growing = lists_of(segment->stream).growing[segment->small];
+  if (growing == segment) growing = tail;
+  return tail;
+}
+
+// A free block of the set loses no neighbour by a cut: its neighbours are in use and stay with it.
+void BlockPool::detach_free_ranges(Segment* segment, std::vector<Segment*>& detached) {
+  Lists& lists = lists_of(segment->stream);
+  for (Block* block = segment->first; block != nullptr;) {
+    Block* const following = block->next;
+    std::byte* begin = nullptr;
+    std::byte* end = nullptr;
+    if (block->state == BlockState::Free) {
+      for (const Segment::Range& range : block->segment->ranges) {
+        if (range.address < block->address || range.address + range.size > block->address + block->size) continue;
+        if (begin == nullptr) begin = range.address;
+        end = range.address + range.size;
+      }
+    }
+    if (begin != nullptr) {
+      remove(lists, block);
+      Block* before = nullptr;
+      Block* after = nullptr;
+      Block* hole = block;
+      if (begin != block->address) {
+        before = block;
+        hole = split_block(block, static_cast<std::size_t>(begin - block->address));
+      }
+      if (end != hole->address + hole->size) after = split_block(hole, static_cast<std::size_t>(end - hole->address));
+      if (hole->next != nullptr) split_segment(hole->segment, hole->next);
+      Segment* left = hole->previous != nullptr ? hole->segment : nullptr;
+      Segment* cut = left != nullptr ? split_segment(left, hole) : hole->segment;
+      if (before != nullptr) insert(lists, before);
+      if (after != nullptr) insert(lists, after);
+      hole->state = BlockState::Free;
+      Segment*& growing = lists.growing[cut->small];
+      const bool at_the_end = growing == cut;
+      detach(cut);
+      if (at_the_end) growing = left;
+      detached.push_back(cut);
+    }
+    block = following;
+  }
+}
+
+void BlockPool::drop_last_range(Segment* segment) {
   const std::size_t pool = pool_index(segment->first);
-  change(stats_.segment, pool, -1);
-  change(stats_.reserved_bytes, pool, -static_cast<std::int64_t>(segment->size));
-  if (segment->size >= config_.max_split_size) stats_.oversize_segments.decrease(1);
+  const std::size_t size = segment->ranges.back().size;
+  change(stats_.reserved_bytes, pool, -static_cast<std::int64_t>(size));
   ++stats_.num_device_free;
+  segment->ranges.pop_back();
+  if (!segment->ranges.empty()) {
+    segment->size -= size;
+    segment->first->size -= size;
+    return;
+  }
+  change(stats_.segment, pool, -1);
+  if (segment->size >= config_.max_split_size) stats_.oversize_segments.decrease(1);
   delete segment->first;
   delete segment;
 }
@@ -221,11 +335,14 @@ std::vector<c10::CachingDeviceAllocator::SegmentInfo> BlockPool::snapshot(c10::D
     info.total_size = segment->size;
     info.stream = segment->stream;
     info.is_large = !segment->small;
-    info.is_expandable = config_.expandable_segments;
+    info.is_expandable = segment->expandable;
+    info.owner_private_pool_id = traits_.id;
+    info.context_when_allocated = segment->context;
     for (const Block* block = segment->first; block != nullptr; block = block->next) {
       auto& piece = info.blocks.emplace_back();
       piece.size = block->size;
       piece.requested_size = block->requested;
+      piece.context_when_allocated = block->context;
       piece.allocated = block->state == BlockState::Live;
       piece.active = piece.allocated || block->state == BlockState::Pending;
       if (piece.allocated) info.allocated_size += block->size;

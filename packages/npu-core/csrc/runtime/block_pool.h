@@ -8,9 +8,11 @@
 #include <memory>
 #include <set>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "allocator_config.h"
+#include "segment_source.h"
 #include "stream.h"
 
 namespace npu {
@@ -45,31 +47,53 @@ struct Block {
   Block* next_cached = nullptr;
   void* owner = nullptr;  // of the pool; lets the free function find its way back without a lookup
   BlockState state = BlockState::Free;
-  std::uint32_t events = 0;      // events a pending block still waits for
-  std::vector<Stream*> used_by;  // other streams whose work a free has to wait for
-  BlockSet::node_type node;      // kept while outside the set: a free then allocates nothing
+  std::uint32_t events = 0;                       // events a pending block still waits for
+  std::vector<Stream*> used_by;                   // other streams whose work a free has to wait for
+  std::shared_ptr<c10::GatheredContext> context;  // who asked for the live or pending block, while a history is kept
+  BlockSet::node_type node;                       // kept while outside the set: a free then allocates nothing
 
   bool split() const noexcept { return previous != nullptr || next != nullptr; }
 };
 
-// One range mapped from the driver.
+// Memory mapped from the driver: one range, or several that follow each other when segments are expandable.
 struct Segment {
+  struct Range {
+    std::byte* address;
+    std::size_t size;
+  };
+
   std::byte* address = nullptr;
   std::size_t size = 0;
+  std::vector<Range> ranges;  // as they were mapped, in address order
   Stream* stream = nullptr;
+  BlockPool* pool = nullptr;
   Block* first = nullptr;
+  Block* last = nullptr;
+  std::uint64_t last_used = 0;  // on the pool's clock
   bool small = false;
+  bool expandable = false;
+  std::shared_ptr<c10::GatheredContext> context;  // whose request mapped it, while a history is kept
 };
 
-// Segments and blocks of one device: who is free, who is next to whom, and the statistics.  Knows neither driver nor
-// events and takes no lock; its owner does.
+struct PoolTraits {
+  c10::MempoolId_t id{0, 0};
+  bool no_split = false;                  // a block is used whole
+  bool use_on_oom = false;                // serves everyone when nothing else can
+  std::shared_ptr<SegmentSource> source;  // nullptr: the driver
+};
+
+// Segments and blocks of one device, or of one memory pool on it: who is free, who is next to whom, and the statistics.
+// Knows neither driver nor events and takes no lock; its owner does.
 //
 // Small blocks return to an exact-size list of their stream, unmerged: a steady loop then allocates and frees with a
 // list pop and push.  The lists are merged back ("coalesced") when best fit finds nothing, and before anything that
 // looks at free memory as a whole.  Blocks in these lists are not counted as inactive splits until then.
 class BlockPool {
  public:
-  BlockPool(const AllocatorConfig& config, void* owner) : config_(config), owner_(owner) {}
+  // `stats` may be shared by pools and must outlive them.
+  BlockPool(const AllocatorConfig& config, void* owner, c10::CachingDeviceAllocator::DeviceStats& stats,
+            PoolTraits traits = {})
+      : config_(config), owner_(owner), stats_(stats), traits_(std::move(traits)) {}
   ~BlockPool();  // ends the bookkeeping; the memory itself is the owner's
   BlockPool(const BlockPool&) = delete;
   BlockPool& operator=(const BlockPool&) = delete;
@@ -104,6 +128,7 @@ class BlockPool {
     change(stats_.active_bytes, pool, -static_cast<std::int64_t>(block->size));
     change(stats_.requested_bytes, pool, -static_cast<std::int64_t>(block->requested));
     block->requested = 0;
+    block->segment->last_used = ++clock_;
     if (block->size <= AllocatorConfig::kSmallLimit && block->segment->small) {
       cache(lists_of(block->stream), block);
     } else {
@@ -113,18 +138,34 @@ class BlockPool {
 
   // Adds a fresh segment and takes the block from it, whatever the split limit says about blocks of its size.
   Block* take_fresh(Stream* stream, void* address, std::size_t size, std::size_t rounded, std::size_t requested);
-  // Takes out every segment without a live or pending block.  The caller unmaps them, then calls forget().
-  std::vector<Segment*> detach_free_segments();
-  // The segment is gone from the device: statistics and the objects go too.
-  void forget(Segment* segment);
+  // Expandable segments: the one that grows for such requests, or nullptr, and how many bytes it lacks at its end.
+  Segment* growing(Stream* stream, std::size_t rounded, std::size_t* missing);
+  // Takes the block from the end of the segment after `size` bytes were mapped directly behind it.
+  Block* extend(Segment* segment, std::size_t size, std::size_t rounded, std::size_t requested);
+
+  // Takes out segments without a live or pending block, those first whose last use is longest ago, until they make up
+  // `bytes`; of an expandable segment also ranges that are wholly free, as segments of their own.  The caller unmaps
+  // their ranges from the last to the first, calling drop_last_range() after each.
+  std::vector<Segment*> detach_free_segments(std::size_t bytes = AllocatorConfig::kUnlimited);
+  // The last range of a detached segment is gone from the device; with its only one the segment goes, too.
+  void drop_last_range(Segment* segment);
   // Puts a detached segment back (its memory could not be unmapped).
   void reattach(Segment* segment);
+  bool empty() const { return segments_.empty(); }
+  const PoolTraits& traits() const { return traits_; }
 
   void coalesce();
   // The block that holds `address`, whatever its state, or nullptr.
   Block* find(const void* address) const;
 
   std::vector<c10::CachingDeviceAllocator::SegmentInfo> snapshot(c10::DeviceIndex device);
+  // Calls the function with every block.
+  template <typename Function>
+  void for_each_block(Function function) {
+    coalesce();
+    for (const auto& [address, segment] : segments_)
+      for (Block* block = segment->first; block != nullptr; block = block->next) function(*block);
+  }
   c10::CachingDeviceAllocator::DeviceStats& stats() { return stats_; }
   void reset_peak_stats();
   void reset_accumulated_stats();
@@ -135,6 +176,7 @@ class BlockPool {
     std::array<Block*, kClasses> exact{};
     std::array<std::uint64_t, (kClasses + 63) / 64> used{};  // classes that may be non-empty
     BlockSet free[2];                                        // large, small
+    Segment* growing[2] = {nullptr, nullptr};                // large, small; when segments are expandable
   };
 
   static std::size_t pool_index(const Block* block);
@@ -159,6 +201,7 @@ class BlockPool {
   Block* hand_out(Block* block, std::size_t requested) {
     block->state = BlockState::Live;
     block->requested = requested;
+    block->segment->last_used = ++clock_;
     const auto pool = pool_index(block);
     change(stats_.allocation, pool, 1);
     change(stats_.allocated_bytes, pool, static_cast<std::int64_t>(block->size));
@@ -186,10 +229,17 @@ class BlockPool {
   void remove(Lists& lists, Block* block);
   void merge(Lists& lists, Block* block);
   bool coalesce(Lists& lists);
+  void detach(Segment* segment);
+  // Moves `at` and the blocks behind it, which start with a range, to a segment of their own.
+  Segment* split_segment(Segment* segment, Block* at);
+  Block* split_block(Block* block, std::size_t size);
+  void detach_free_ranges(Segment* segment, std::vector<Segment*>& detached);
 
   const AllocatorConfig& config_;
   void* const owner_;
-  c10::CachingDeviceAllocator::DeviceStats stats_;
+  std::uint64_t clock_ = 0;  // allocations and frees so far
+  c10::CachingDeviceAllocator::DeviceStats& stats_;
+  const PoolTraits traits_;
   // Ids of pool streams are small numbers (stream.h), so they index; external streams go through the map.
   std::array<std::unique_ptr<Lists>, 256> pool_streams_;
   std::unordered_map<Stream*, std::unique_ptr<Lists>> other_streams_;

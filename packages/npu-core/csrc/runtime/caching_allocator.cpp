@@ -13,6 +13,8 @@
 #include "device.h"
 #include "device_memory.h"
 #include "error.h"
+#include "memory_history.h"
+#include "memory_pool.h"
 #include "stream_marker.h"
 
 namespace npu {
@@ -92,23 +94,45 @@ class NpuCachingAllocator final : public CachingAllocator {
   void set_memory_fraction(double fraction, int device) override {
     TORCH_CHECK_VALUE(fraction >= 0.0 && fraction <= 1.0, "Invalid fraction value: ", fraction, ". Allowed range: 0~1",
                       error_suffix(Submodule::PTA, ErrorCode::VALUE));
-    initialize();
-    memory(checked(device)).set_fraction(fraction);
+    memory_of(device).set_fraction(fraction);
   }
 
-  double memory_fraction(int device) override {
-    initialize();
-    return memory(checked(device)).fraction();
+  double memory_fraction(int device) override { return memory_of(device).fraction(); }
+
+  std::vector<c10::CachingDeviceAllocator::SegmentInfo> snapshot() override { return snapshot_with_traces().segments; }
+
+  MemorySnapshot snapshot_with_traces() {
+    MemorySnapshot all;
+    all.traces.resize(static_cast<std::size_t>(device_count()));
+    for (std::size_t device = 0; device < all.traces.size(); ++device) {
+      DeviceMemory* memory = existing(static_cast<int>(device));
+      if (memory == nullptr) continue;
+      auto segments = memory->snapshot(all.traces[device]);
+      std::move(segments.begin(), segments.end(), std::back_inserter(all.segments));
+    }
+    return all;
   }
 
-  std::vector<c10::CachingDeviceAllocator::SegmentInfo> snapshot() override {
-    std::vector<c10::CachingDeviceAllocator::SegmentInfo> all;
+  void record_history(const HistoryOptions& options, bool clear) {
+    std::lock_guard lock(creating_);  // a device's memory that is being created reads the old options or the new
+    set_history_options(options);
     for_each_memory([&](DeviceMemory& memory) {
-      auto segments = memory.snapshot();
-      std::move(segments.begin(), segments.end(), std::back_inserter(all));
+      memory.set_history(options, clear);
       return false;
     });
-    return all;
+  }
+
+  void change_source(std::shared_ptr<SegmentSource> source) {
+    std::lock_guard lock(creating_);
+    bool used = source_ != nullptr;
+    for (const auto& memory : memories_) used |= memory.load(std::memory_order_relaxed) != nullptr;
+    TORCH_CHECK(!used, "Can't swap an already initialized allocator", error_suffix(Submodule::PTA, ErrorCode::PTR));
+    source_ = std::move(source);
+  }
+
+  DeviceMemory& memory_of(int device) {
+    initialize();
+    return memory(checked(device));
   }
 
   // ---- c10::DeviceAllocator
@@ -116,13 +140,18 @@ class NpuCachingAllocator final : public CachingAllocator {
   bool initialized() override { return is_initialized(); }
 
   void emptyCache(c10::MempoolId_t pool) override {
-    TORCH_CHECK(pool.first == 0 && pool.second == 0, "emptyCache: expected the default memory pool (0, 0), got (",
-                pool.first, ", ", pool.second, "), which does not exist",
-                error_suffix(Submodule::PTA, ErrorCode::NOT_FOUND));
-    for_each_memory([](DeviceMemory& memory) {
-      memory.empty_cache();
+    bool found = pool == c10::MempoolId_t{0, 0};
+    const bool everything = found;
+    for_each_memory([&](DeviceMemory& memory) {
+      if (everything) {
+        memory.empty_cache();
+      } else {
+        found |= memory.empty_cache(pool);
+      }
       return false;
     });
+    TORCH_CHECK(found, "emptyCache: memory pool (", pool.first, ", ", pool.second, ") does not exist",
+                error_suffix(Submodule::PTA, ErrorCode::NOT_FOUND));
   }
 
   void recordStream(const c10::DataPtr& pointer, c10::Stream stream) override {
@@ -198,7 +227,7 @@ class NpuCachingAllocator final : public CachingAllocator {
     std::lock_guard lock(creating_);
     auto& slot = memories_[static_cast<std::size_t>(device)];
     if (slot.load(std::memory_order_relaxed) == nullptr)
-      slot.store(new DeviceMemory(device, config()), std::memory_order_release);
+      slot.store(new DeviceMemory(device, config(), source_), std::memory_order_release);
     return *slot.load(std::memory_order_relaxed);
   }
 
@@ -210,16 +239,51 @@ class NpuCachingAllocator final : public CachingAllocator {
   }
 
   std::mutex creating_;
+  std::shared_ptr<SegmentSource> source_;  // instead of the driver; set before any memory is created
   std::array<std::atomic<DeviceMemory*>, kMaxDevices> memories_{};
   std::mutex raw_mutex_;
   std::unordered_map<void*, Block*> raw_blocks_;
 };
 
-}  // namespace
-
-CachingAllocator& caching_allocator() {
+NpuCachingAllocator& native_allocator() {
   static auto* instance = new NpuCachingAllocator;  // outlives static destructors, which may free tensors
   return *instance;
+}
+
+}  // namespace
+
+CachingAllocator& caching_allocator() { return native_allocator(); }
+
+void record_memory_history(const HistoryOptions& options, bool clear) {
+  native_allocator().record_history(options, clear);
+}
+
+MemorySnapshot memory_snapshot_with_traces() { return native_allocator().snapshot_with_traces(); }
+
+void retain_memory_pool(int device, c10::MempoolId_t id, const MemoryPoolOptions& options) {
+  native_allocator().memory_of(device).retain_pool(id, options);
+}
+
+void release_memory_pool(int device, c10::MempoolId_t id) {
+  if (!g_forked.load(std::memory_order_relaxed)) native_allocator().memory_of(device).release_pool(id);
+}
+
+int memory_pool_uses(int device, c10::MempoolId_t id) { return native_allocator().memory_of(device).pool_uses(id); }
+
+void begin_allocating_to_pool(int device, c10::MempoolId_t id) {
+  DeviceMemory& memory = native_allocator().memory_of(device);
+  memory.retain_pool(id, {});
+  choose_pool(device, memory.use_pool(id));
+}
+
+void end_allocating_to_pool(int device, c10::MempoolId_t id) {
+  DeviceMemory& memory = native_allocator().memory_of(device);
+  leave_pool(device, memory.use_pool(id));
+  memory.release_pool(id);
+}
+
+void change_segment_source(std::shared_ptr<SegmentSource> source) {
+  native_allocator().change_source(std::move(source));
 }
 
 // With the lowest priority, so that a pluggable allocator can take its place.

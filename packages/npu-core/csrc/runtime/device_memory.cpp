@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <sstream>
 
 #include "device.h"
 #include "driver_loader.h"
@@ -17,6 +16,10 @@ namespace npu {
 namespace {
 
 std::size_t round_up(std::size_t value, std::size_t grain) { return (value + grain - 1) / grain * grain; }
+
+std::size_t address_of(const Block* block) { return reinterpret_cast<std::size_t>(block->address); }
+
+c10::MempoolId_t id_of(const Block* block) { return block->segment->pool->traits().id; }
 
 void trace_memory(const char* name, const Block* block, std::size_t bytes) {
   npu_trace_record record{};
@@ -31,12 +34,18 @@ void trace_memory(const char* name, const Block* block, std::size_t bytes) {
 
 }  // namespace
 
-DeviceMemory::DeviceMemory(int device, const AllocatorConfig& config)
-    : device_(device), config_(config), pool_(config, this), fraction_(1.0) {
+DeviceMemory::DeviceMemory(int device, const AllocatorConfig& config, std::shared_ptr<SegmentSource> source)
+    : device_(device),
+      config_(config),
+      source_(std::move(source)),
+      pool_(config, this, stats_, {.source = source_}),
+      history_(device),
+      fraction_(1.0) {
   const npu_device_properties properties = device_properties(device);
   total_ = properties.total_memory;
+  emulated_ = properties.is_emulated != 0;
   granularity_ = std::max<std::size_t>(properties.memory_granularity, AllocatorConfig::kMinBlock);
-  pool_.stats().max_split_size = static_cast<std::int64_t>(config.max_split_size);
+  stats_.max_split_size = static_cast<std::int64_t>(config.max_split_size);
   set_fraction(config.memory_fraction);
 }
 
@@ -50,20 +59,43 @@ void DeviceMemory::report(void* address, std::int64_t bytes, std::int64_t alloca
 
 Block* DeviceMemory::acquire(std::size_t bytes, Stream* stream) {
   note_host_thread();
-  const std::size_t rounded = config_.round_request(bytes);
+  Request request{bytes, 0, stream, &pool_, nullptr, {}};
+  if (g_pool_scopes.load(std::memory_order_relaxed) != 0) [[unlikely]]
+    if (BlockPool* chosen = chosen_pool(device_); chosen != nullptr) request.pool = chosen;
+  request.rounded = exact(*request.pool) ? bytes : config_.round_request(bytes);
+  if (history_on()) [[unlikely]]
+    request.context = gather_context(RecordContext::STATE);
   Lock lock(mutex_);
   if (unsettled()) [[unlikely]]
     settle(lock);
-  Block* block = config_.caching ? pool_.take(stream, rounded, bytes) : nullptr;
+  Block* block = take(request);
   if (block == nullptr) [[unlikely]]
-    block = acquire_slowly(lock, rounded, bytes, stream);
-  const std::int64_t allocated = pool_.stats().allocated_bytes[0].current;
-  const std::int64_t reserved = pool_.stats().reserved_bytes[0].current;
+    block = acquire_slowly(lock, request);
+  if (history_.on()) [[unlikely]] {
+    block->context = request.context;
+    history_.record(TraceEntry::ALLOC, address_of(block), bytes, stream, id_of(block), request.context);
+  }
+  const std::int64_t allocated = stats_.allocated_bytes[0].current;
+  const std::int64_t reserved = stats_.reserved_bytes[0].current;
   lock.unlock();
   report(block->address, static_cast<std::int64_t>(block->size), allocated, reserved, stream);
   if (tracing()) [[unlikely]]
     trace_memory("alloc", block, block->size);
   return block;
+}
+
+Block* DeviceMemory::take(const Request& request) {
+  return caches(*request.pool) ? request.pool->take(request.stream, request.rounded, request.bytes) : nullptr;
+}
+
+// Private pools that lend their cached memory as a last resort.
+Block* DeviceMemory::take_from_lenders(const Request& request) {
+  for (const auto& [id, pool] : private_pools_) {
+    if (!pool->blocks.traits().use_on_oom) continue;
+    Block* block = pool->blocks.take(request.stream, request.rounded, request.bytes);
+    if (block != nullptr) return block;
+  }
+  return nullptr;
 }
 
 void DeviceMemory::release(Block* block) noexcept {
@@ -73,12 +105,17 @@ void DeviceMemory::release(Block* block) noexcept {
   Stream* const stream = block->stream;
   if (tracing()) [[unlikely]]
     trace_memory("free", block, size);
+  Context context;
+  if (history_on()) [[unlikely]]
+    context = gather_context(RecordContext::ALL);
   Lock lock(mutex_);
-  pool_.retire(block);
-  const std::int64_t allocated = pool_.stats().allocated_bytes[0].current;
-  const std::int64_t reserved = pool_.stats().reserved_bytes[0].current;
-  if (block->used_by.empty() && config_.caching) [[likely]] {
-    pool_.put(block);
+  if (history_.on()) [[unlikely]]
+    history_.record(TraceEntry::FREE_REQUESTED, address_of(block), block->requested, stream, id_of(block), context);
+  block->segment->pool->retire(block);
+  const std::int64_t allocated = stats_.allocated_bytes[0].current;
+  const std::int64_t reserved = stats_.reserved_bytes[0].current;
+  if (block->used_by.empty() && caches(*block->segment->pool)) [[likely]] {
+    put(block);
   } else {
     release_waiting(lock, block);
   }
@@ -86,31 +123,43 @@ void DeviceMemory::release(Block* block) noexcept {
   report(address, -static_cast<std::int64_t>(size), allocated, reserved, stream);
 }
 
+void DeviceMemory::put(Block* block) {
+  if (history_.on()) [[unlikely]] {
+    history_.record(TraceEntry::FREE_COMPLETED, address_of(block), block->requested, block->stream, id_of(block),
+                    nullptr);
+    block->context.reset();
+  }
+  block->segment->pool->put(block);
+}
+
 // Without caching a free also waits for the block's own stream: only then may the memory be unmapped.
 void DeviceMemory::release_waiting(Lock& lock, Block* block) {
-  if (!config_.caching) block->used_by.push_back(block->stream);
-  if (is_host_thread()) {
-    mark_and_queue(lock, block);
-    if (!config_.caching) settle(lock);
-  } else {
+  const bool cached = caches(*block->segment->pool);
+  if (!cached) block->used_by.push_back(block->stream);
+  if (!is_host_thread()) {
     unmarked_.push_back(block);
+    return;
   }
+  if (exact(*block->segment->pool)) {
+    // A pluggable allocator gets its memory back when the tensor dies, not at some later call.
+    const std::vector<Stream*> streams = std::exchange(block->used_by, {});
+    lock.unlock();
+    for (const Stream* stream : streams) drain_stream(stream);
+    lock.lock();
+    complete(block);
+    return;
+  }
+  mark_and_queue(lock, block);
+  if (!cached) settle(lock);
 }
 
 void DeviceMemory::mark_and_queue(Lock& lock, Block* block) {
   const std::vector<Stream*> streams = block->used_by;
-  std::vector<std::pair<Stream*, Event*>> marks;
+  Marks marks;
   lock.unlock();
-  bool refused = false;
-  for (Stream* stream : streams) {
-    Event* marker = nullptr;
-    const Mark mark = mark_stream(stream, &marker);
-    if (mark == Mark::Placed) marks.emplace_back(stream, marker);
-    refused |= mark == Mark::Refused;
-  }
+  const bool marked = mark_streams(streams, marks);
   lock.lock();
-  if (refused) {
-    for (const auto& [stream, marker] : marks) return_marker(marker);
+  if (!marked) {
     unmarked_.push_back(block);
     return;
   }
@@ -121,9 +170,10 @@ void DeviceMemory::mark_and_queue(Lock& lock, Block* block) {
 }
 
 void DeviceMemory::complete(Block* block) {
-  pool_.put(block);
-  if (config_.caching) return;
-  for (Segment* segment : pool_.detach_free_segments()) unmap(segment);
+  BlockPool& pool = *block->segment->pool;
+  put(block);
+  if (caches(pool)) return;
+  for (Segment* segment : pool.detach_free_segments()) unmap(segment);
 }
 
 void DeviceMemory::settle(Lock& lock) {
@@ -145,19 +195,76 @@ void DeviceMemory::settle() {
   settle(lock);
 }
 
-Block* DeviceMemory::grow(std::size_t rounded, std::size_t bytes, Stream* stream) {
-  const std::size_t size = round_up(config_.caching ? config_.segment_size(rounded) : rounded, granularity_);
-  if (static_cast<std::size_t>(pool_.stats().reserved_bytes[0].current) + size > limit_) return nullptr;
-  void* address = nullptr;
-  const npu_status status = driver().memory_map(driver_device(device_), size, &address);
-  if (status == NPU_ERROR_OUT_OF_MEMORY) return nullptr;
-  check(status, "memory_map");
-  return pool_.take_fresh(stream, address, size, rounded, bytes);
+std::size_t DeviceMemory::segment_size(const BlockPool& pool, std::size_t rounded) const {
+  if (exact(pool)) return rounded;
+  return round_up(config_.caching ? config_.segment_size(rounded) : rounded, granularity_);
 }
 
-Block* DeviceMemory::acquire_slowly(Lock& lock, std::size_t rounded, std::size_t bytes, Stream* stream) {
-  if (Block* block = grow(rounded, bytes, stream); block != nullptr) return block;
-  auto& stats = pool_.stats();
+// New memory for the request's pool, or nullptr with the reason noted.
+void* DeviceMemory::map(Request& request, std::size_t size) {
+  if (static_cast<std::size_t>(stats_.reserved_bytes[0].current) + size > limit_) return nullptr;
+  if (SegmentSource* source = request.pool->traits().source.get(); source != nullptr) {
+    void* address = source->allocate(size, device_, request.stream);
+    if (address == nullptr) request.refusal = "the pluggable allocator returned no memory";
+    return address;
+  }
+  void* address = nullptr;
+  const npu_status status = driver().memory_map(driver_device(device_), size, &address);
+  if (status == NPU_ERROR_OUT_OF_MEMORY) {
+    request.refusal = driver().last_error();
+    return nullptr;
+  }
+  check(status, "memory_map");
+  return address;
+}
+
+Block* DeviceMemory::grow(Request& request) {
+  if (config_.expandable_segments && config_.caching && request.pool->traits().source == nullptr) {
+    bool refused = false;
+    Block* block = extend(request, &refused);
+    if (block != nullptr || refused) return block;
+  }
+  const std::size_t size = segment_size(*request.pool, request.rounded);
+  void* address = map(request, size);
+  if (address == nullptr) return nullptr;
+  Block* block = request.pool->take_fresh(request.stream, address, size, request.rounded, request.bytes);
+  if (history_.on()) {
+    block->segment->context = request.context;
+    const auto action = block->segment->expandable ? TraceEntry::SEGMENT_MAP : TraceEntry::SEGMENT_ALLOC;
+    history_.record(action, address_of(block), size, request.stream, request.pool->traits().id, request.context);
+  }
+  return block;
+}
+
+// Lets the pool's segment grow at its end.  nullptr when there is none to grow or other memory lies behind it, or, with
+// `refused`, when there is no memory left.
+Block* DeviceMemory::extend(Request& request, bool* refused) {
+  std::size_t missing = 0;
+  Segment* segment = request.pool->growing(request.stream, request.rounded, &missing);
+  if (segment == nullptr) return nullptr;
+  const std::size_t grain = segment->small                                 ? AllocatorConfig::kSmallSegment
+                            : missing < AllocatorConfig::kSharedLargeLimit ? config_.large_segment_size
+                                                                           : AllocatorConfig::kLargeGrain;
+  const std::size_t size = round_up(round_up(missing, grain), granularity_);
+  auto* const end = segment->address + segment->size;
+  void* address = map(request, size);
+  *refused = address == nullptr;
+  if (address == nullptr) return nullptr;
+  if (address != end) {
+    check(driver().memory_unmap(driver_device(device_), address, size), "memory_unmap");
+    return nullptr;
+  }
+  Block* block = request.pool->extend(segment, size, request.rounded, request.bytes);
+  if (history_.on())
+    history_.record(TraceEntry::SEGMENT_MAP, reinterpret_cast<std::size_t>(end), size, request.stream,
+                    request.pool->traits().id, request.context);
+  return block;
+}
+
+Block* DeviceMemory::acquire_slowly(Lock& lock, Request& request) {
+  if (config_.garbage_collection_threshold > 0) collect_garbage(lock, segment_size(*request.pool, request.rounded));
+  if (Block* block = grow(request); block != nullptr) return block;
+  auto& stats = stats_;
   if (config_.throw_on_oom) {
     ++stats.num_oom_rejections;
   } else {
@@ -165,52 +272,75 @@ Block* DeviceMemory::acquire_slowly(Lock& lock, std::size_t rounded, std::size_t
     std::lock_guard reclaim(reclaiming_);
     lock.lock();
     // Another thread may have given memory back while this one waited for its turn.
-    Block* block = config_.caching ? pool_.take(stream, rounded, bytes) : nullptr;
+    Block* block = take(request);
     if (block == nullptr) {
       wait_for_pending(lock);
       release_cached(lock);
       ++stats.num_alloc_retries;
-      block = grow(rounded, bytes, stream);
+      block = grow(request);
     }
     // The driver may be full of segments that are partly in use; a piece of one may fit by now.
-    if (block == nullptr && config_.caching) block = pool_.take(stream, rounded, bytes);
+    if (block == nullptr) block = take(request);
+    if (block == nullptr) block = take_from_lenders(request);
     if (block != nullptr) return block;
   }
   ++stats.num_ooms;
-  report_out_of_memory(lock, bytes, round_up(config_.segment_size(rounded), granularity_));
+  report_out_of_memory(lock, request);
 }
 
-void DeviceMemory::report_out_of_memory(Lock& lock, std::size_t bytes, std::size_t segment) {
-  using c10::CachingAllocator::format_size;
-  const auto& stats = pool_.stats();
-  const auto allocated = static_cast<std::uint64_t>(stats.allocated_bytes[0].current);
-  const auto active = static_cast<std::uint64_t>(stats.active_bytes[0].current);
-  const auto reserved = static_cast<std::uint64_t>(stats.reserved_bytes[0].current);
-  const std::size_t limit = limit_;
+OutOfMemoryFacts DeviceMemory::gather_facts(const Request& request) {
+  const auto& stats = stats_;
+  OutOfMemoryFacts facts;
+  facts.device = device_;
+  facts.stream_id = request.stream->id;
+  facts.requested = request.bytes;
+  facts.block = request.rounded;
+  facts.growth = segment_size(*request.pool, request.rounded);
+  facts.total = total_;
+  driver().memory_info(driver_device(device_), &facts.free, &facts.total);
+  facts.limit = limit_;
+  facts.fraction = fraction_;
+  facts.allocated = static_cast<std::size_t>(stats.allocated_bytes[0].current);
+  facts.active = static_cast<std::size_t>(stats.active_bytes[0].current);
+  facts.reserved = static_cast<std::size_t>(stats.reserved_bytes[0].current);
+  const bool small = request.rounded <= AllocatorConfig::kSmallLimit;
+  for_each_pool([&](BlockPool& pool) {
+    const bool own = &pool == request.pool;
+    pool.for_each_block([&](const Block& block) {
+      if (block.state == BlockState::Pending) facts.waiting.add(block.size);
+      if (&pool != &pool_) {
+        if (block.previous == nullptr) facts.private_pools.add(block.segment->size);
+        if (block.state == BlockState::Live) facts.private_allocated += block.size;
+      }
+      if (block.state != BlockState::Free || (!own && &pool != &pool_)) return;
+      const bool usable = own && block.stream == request.stream && block.segment->small == small;
+      (usable ? facts.cached_here : facts.cached_elsewhere).add(block.size);
+    });
+  });
+  facts.in_private_pool = request.pool != &pool_;
+  facts.rejected = config_.throw_on_oom;
+  facts.expandable = config_.expandable_segments;
+  facts.emulated = emulated_;
+  facts.driver_text = request.refusal;
+  return facts;
+}
+
+void DeviceMemory::report_out_of_memory(Lock& lock, const Request& request) {
+  const OutOfMemoryFacts facts = gather_facts(request);
+  history_.record(TraceEntry::OOM, facts.free, facts.requested, request.stream, request.pool->traits().id,
+                  request.context);
   lock.unlock();
-  std::size_t free = 0;
-  std::size_t total = total_;
-  driver().memory_info(driver_device(device_), &free, &total);
-  std::ostringstream text;
-  text << "NPU out of memory. Tried to allocate " << format_size(std::max(bytes, segment)) << " (NPU " << device_
-       << "; " << format_size(total) << " total capacity; " << format_size(allocated) << " already allocated; "
-       << format_size(active) << " current active; " << format_size(free) << " free; ";
-  if (limit != AllocatorConfig::kUnlimited) text << format_size(limit) << " allowed; ";
-  text << format_size(reserved) << " reserved in total by PyTorch)";
-  if (reserved - allocated >= bytes)
-    text << " Enough of the reserved memory is not allocated, but in pieces: "
-            "PYTORCH_NPU_ALLOC_CONF=max_split_size_mb:<n> can reduce "
-            "fragmentation.";
-  c10::reportOutOfMemoryToProfiler(static_cast<std::int64_t>(bytes), allocated, reserved,
+  c10::reportOutOfMemoryToProfiler(static_cast<std::int64_t>(facts.requested), facts.allocated, facts.reserved,
                                    c10::Device(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device_)));
-  TORCH_CHECK_WITH(OutOfMemoryError, false, text.str(), error_suffix(Submodule::PTA, ErrorCode::MEMORY));
+  notify_out_of_memory(facts);
+  TORCH_CHECK_WITH(OutOfMemoryError, false, describe(facts), error_suffix(Submodule::PTA, ErrorCode::MEMORY));
 }
 
 // Waits until every freed block is free for good.
 void DeviceMemory::wait_for_pending(Lock& lock) {
   settle(lock);
   if (waiting_.empty()) return;
-  ++pool_.stats().num_sync_all_streams;
+  ++stats_.num_sync_all_streams;
   auto waiting = std::exchange(waiting_, {});
   lock.unlock();
   for (const auto& [stream, queue] : waiting)
@@ -224,29 +354,72 @@ void DeviceMemory::wait_for_pending(Lock& lock) {
   }
 }
 
-// Gives every free segment back.  Work that used it may still be queued on its stream, so that is drained first; the
-// segments are out of the pool meanwhile, and the lock is free.
-void DeviceMemory::release_cached(Lock& lock) {
-  const std::vector<Segment*> segments = pool_.detach_free_segments();
-  if (segments.empty()) return;
-  std::vector<Stream*> streams;
-  for (const Segment* segment : segments)
-    if (std::find(streams.begin(), streams.end(), segment->stream) == streams.end()) streams.push_back(segment->stream);
+// Before the device grows: when it would then hold more than the threshold's share of what it may hold, the segments
+// unused for longest go, as many as it takes.
+void DeviceMemory::collect_garbage(Lock& lock, std::size_t growth) {
+  const auto excess = [&] {
+    const std::size_t most = limit_ == AllocatorConfig::kUnlimited ? total_ : limit_;
+    const auto threshold = static_cast<std::size_t>(config_.garbage_collection_threshold * static_cast<double>(most));
+    const std::size_t held = static_cast<std::size_t>(stats_.reserved_bytes[0].current) + growth;
+    return held > threshold ? held - threshold : 0;
+  };
+  if (excess() == 0) return;
   lock.unlock();
-  for (const Stream* stream : streams) drain_stream(stream);
+  std::lock_guard reclaim(reclaiming_);
   lock.lock();
-  for (Segment* segment : segments) unmap(segment);
+  // Another thread may have given memory back while this one waited for its turn.
+  if (const std::size_t bytes = excess(); bytes != 0) release_cached(lock, bytes);
+}
+
+// Gives free segments back, all or the oldest that make up `bytes`; of private pools those that nobody uses any more.
+void DeviceMemory::release_cached(Lock& lock, std::size_t bytes) {
+  std::vector<Segment*> segments = pool_.detach_free_segments(bytes);
+  for (const auto& [id, pool] : private_pools_) {
+    if (pool->uses != 0) continue;
+    const auto more = pool->blocks.detach_free_segments();
+    segments.insert(segments.end(), more.begin(), more.end());
+  }
+  give_back(lock, segments);
+}
+
+// Work that used the segments may still be queued on their streams, so these are drained first; the segments are out of
+// their pools meanwhile, and the lock is free.
+void DeviceMemory::give_back(Lock& lock, const std::vector<Segment*>& segments) {
+  if (!segments.empty()) {
+    std::vector<Stream*> streams;
+    for (const Segment* segment : segments)
+      if (std::find(streams.begin(), streams.end(), segment->stream) == streams.end())
+        streams.push_back(segment->stream);
+    lock.unlock();
+    for (const Stream* stream : streams) drain_stream(stream);
+    lock.lock();
+    for (Segment* segment : segments) unmap(segment);
+  }
+  forget_unused_pools();
 }
 
 void DeviceMemory::unmap(Segment* segment) {
-  const npu_status status = driver().memory_unmap(driver_device(device_), segment->address, segment->size);
-  // A device that was shut down has taken its memory along.
-  if (status == NPU_OK || status == NPU_ERROR_STOPPED) {
-    pool_.forget(segment);
-  } else {
-    pool_.reattach(segment);
-    // Not a torch warning: its handler may run Python code that frees tensors, and the lock is held.
-    std::fprintf(stderr, "npu: the driver refused to take back %zu bytes: %s\n", segment->size, driver().last_error());
+  BlockPool& pool = *segment->pool;
+  SegmentSource* source = pool.traits().source.get();
+  for (std::size_t ranges = segment->ranges.size(); ranges != 0; --ranges) {
+    const auto [address, size] = segment->ranges.back();
+    npu_status status = NPU_OK;
+    if (source != nullptr) {
+      source->free(address, size, device_, segment->stream);
+    } else {
+      status = driver().memory_unmap(driver_device(device_), address, size);
+    }
+    // A device that was shut down has taken its memory along.
+    if (status != NPU_OK && status != NPU_ERROR_STOPPED) {
+      pool.reattach(segment);
+      // Not a torch warning: its handler may run Python code that frees tensors, and the lock is held.
+      std::fprintf(stderr, "npu: the driver refused to take back %zu bytes: %s\n", size, driver().last_error());
+      return;
+    }
+    if (history_.on())
+      history_.record(segment->expandable ? TraceEntry::SEGMENT_UNMAP : TraceEntry::SEGMENT_FREE,
+                      reinterpret_cast<std::size_t>(address), size, segment->stream, pool.traits().id, nullptr);
+    pool.drop_last_range(segment);
   }
 }
 
@@ -256,6 +429,18 @@ void DeviceMemory::empty_cache() {
   Lock lock(mutex_);
   wait_for_pending(lock);
   release_cached(lock);
+}
+
+bool DeviceMemory::empty_cache(c10::MempoolId_t id) {
+  note_host_thread();
+  std::lock_guard reclaim(reclaiming_);
+  Lock lock(mutex_);
+  const auto known = [&] { return private_pools_.count(id) != 0; };
+  if (!known()) return false;
+  wait_for_pending(lock);
+  // Another thread may have given up the pool meanwhile.
+  if (known()) give_back(lock, private_pool(id).blocks.detach_free_segments());
+  return true;
 }
 
 void DeviceMemory::record_stream(Block* block, Stream* stream) {
@@ -269,7 +454,7 @@ void DeviceMemory::record_stream(Block* block, Stream* stream) {
 bool DeviceMemory::record_stream(const void* address, Stream* stream) {
   note_host_thread();
   std::lock_guard lock(mutex_);
-  Block* block = pool_.find(address);
+  Block* block = find(address);
   if (block == nullptr || block->state != BlockState::Live) return false;
   auto& users = block->used_by;
   if (stream != block->stream && std::find(users.begin(), users.end(), stream) == users.end()) users.push_back(stream);
@@ -278,7 +463,7 @@ bool DeviceMemory::record_stream(const void* address, Stream* stream) {
 
 bool DeviceMemory::erase_stream(const void* address, Stream* stream) {
   std::lock_guard lock(mutex_);
-  Block* block = pool_.find(address);
+  Block* block = find(address);
   if (block == nullptr) return false;
   // The caller promises an order between `stream` and its own current stream, which is that of the block or else the
   // promise says nothing about the block's next user.
@@ -299,7 +484,7 @@ bool DeviceMemory::erase_stream(const void* address, Stream* stream) {
 
 bool DeviceMemory::find_live(const void* address, void** base, std::size_t* size) {
   std::lock_guard lock(mutex_);
-  const Block* block = pool_.find(address);
+  const Block* block = find(address);
   if (block == nullptr || block->state != BlockState::Live) return false;
   *base = block->address;
   *size = block->size;
@@ -321,26 +506,55 @@ double DeviceMemory::fraction() {
 c10::CachingDeviceAllocator::DeviceStats DeviceMemory::stats() {
   Lock lock(mutex_);
   settle(lock);
-  pool_.coalesce();
-  return pool_.stats();
+  coalesce();
+  return stats_;
 }
 
 void DeviceMemory::reset_peak_stats() {
   Lock lock(mutex_);
-  pool_.coalesce();
-  pool_.reset_peak_stats();
+  coalesce();
+  pool_.reset_peak_stats();  // the statistics are those of all pools
 }
 
 void DeviceMemory::reset_accumulated_stats() {
   Lock lock(mutex_);
-  pool_.coalesce();
+  coalesce();
   pool_.reset_accumulated_stats();
 }
 
-std::vector<c10::CachingDeviceAllocator::SegmentInfo> DeviceMemory::snapshot() {
+std::vector<c10::CachingDeviceAllocator::SegmentInfo> DeviceMemory::snapshot(std::vector<TraceEntry>& trace) {
   Lock lock(mutex_);
   settle(lock);
-  return pool_.snapshot(static_cast<c10::DeviceIndex>(device_));
+  const auto active = static_cast<std::size_t>(stats_.active_bytes[0].current);
+  history_.record(TraceEntry::SNAPSHOT, 0, active, nullptr, pool_.traits().id, nullptr);
+  trace = history_.entries();
+  std::vector<c10::CachingDeviceAllocator::SegmentInfo> all;
+  for_each_pool([&](BlockPool& pool) {
+    auto segments = pool.snapshot(static_cast<c10::DeviceIndex>(device_));
+    std::move(segments.begin(), segments.end(), std::back_inserter(all));
+  });
+  return all;
+}
+
+void DeviceMemory::set_history(const HistoryOptions& options, bool clear) {
+  Lock lock(mutex_);
+  history_.configure(options, clear);
+  if (options.on()) return;
+  for_each_pool([](BlockPool& pool) {
+    pool.for_each_block([](Block& block) { block.context = block.segment->context = nullptr; });
+  });
+}
+
+Block* DeviceMemory::find(const void* address) {
+  Block* found = nullptr;
+  for_each_pool([&](const BlockPool& pool) {
+    if (found == nullptr) found = pool.find(address);
+  });
+  return found;
+}
+
+void DeviceMemory::coalesce() {
+  for_each_pool([](BlockPool& pool) { pool.coalesce(); });
 }
 
 }  // namespace npu

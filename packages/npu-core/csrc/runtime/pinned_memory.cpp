@@ -7,6 +7,7 @@
 #include <array>
 #include <atomic>
 #include <bit>
+#include <chrono>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -32,6 +33,13 @@ struct HostBlock {
   std::vector<Stream*> used_by;
 };
 
+template <typename Body>
+std::int64_t microseconds(Body body) {
+  const auto start = std::chrono::steady_clock::now();
+  body();
+  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start).count();
+}
+
 class PinnedAllocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(std::size_t bytes) override {
@@ -52,9 +60,8 @@ class PinnedAllocator final : public c10::Allocator {
       block = map(lock, size);
     }
     block->live = true;
-    ++stats_.active_requests;
-    stats_.active_bytes += static_cast<std::int64_t>(size);
-    stats_.peak_active_bytes = std::max(stats_.peak_active_bytes, stats_.active_bytes);
+    stats_.active_requests.increase(1);
+    stats_.active_bytes.increase(size);
     return {block->address, block, &free_block, c10::Device(c10::DeviceType::CPU)};
   }
 
@@ -91,8 +98,13 @@ class PinnedAllocator final : public c10::Allocator {
 
   void reset_peak_stats() {
     std::lock_guard lock(mutex_);
-    stats_.peak_active_bytes = stats_.active_bytes;
-    stats_.peak_allocated_bytes = stats_.allocated_bytes;
+    for_each_stat([](auto& stat) { stat.reset_peak(); });
+  }
+
+  void reset_accumulated_stats() {
+    std::lock_guard lock(mutex_);
+    for_each_stat([](auto& stat) { stat.reset_accumulated(); });
+    stats_.num_host_alloc = stats_.num_host_free = 0;
   }
 
   static PinnedAllocator& instance() {
@@ -118,29 +130,30 @@ class PinnedAllocator final : public c10::Allocator {
 
   HostBlock* map(Lock& lock, std::size_t size) {
     void* address = nullptr;
-    npu_status status = driver().host_allocate(size, &address);
+    npu_status status = NPU_OK;
+    const auto allocate = [&] { status = driver().host_allocate(size, &address); };
+    stats_.host_alloc_time.increase(microseconds(allocate));
     if (status == NPU_ERROR_OUT_OF_MEMORY) {
       settle(lock);
       release_idle();
-      status = driver().host_allocate(size, &address);
+      stats_.host_alloc_time.increase(microseconds(allocate));
     }
     check(status, "host_allocate");
     auto* block = new HostBlock;
     block->address = static_cast<std::byte*>(address);
     block->size = size;
     blocks_.emplace(reinterpret_cast<std::uintptr_t>(address), block);
-    ++stats_.allocations;
+    stats_.allocations.increase(1);
+    stats_.allocated_bytes.increase(size);
     ++stats_.num_host_alloc;
-    stats_.allocated_bytes += static_cast<std::int64_t>(size);
-    stats_.peak_allocated_bytes = std::max(stats_.peak_allocated_bytes, stats_.allocated_bytes);
     return block;
   }
 
   void release(HostBlock* block) noexcept {
     Lock lock(mutex_);
     block->live = false;
-    --stats_.active_requests;
-    stats_.active_bytes -= static_cast<std::int64_t>(block->size);
+    stats_.active_requests.decrease(1);
+    stats_.active_bytes.decrease(block->size);
     if (block->used_by.empty()) {
       idle_of(block->size).push_back(block);
     } else if (is_host_thread()) {
@@ -152,18 +165,11 @@ class PinnedAllocator final : public c10::Allocator {
 
   void mark_and_queue(Lock& lock, HostBlock* block) {
     const std::vector<Stream*> streams = block->used_by;
-    std::vector<std::pair<Stream*, Event*>> marks;
+    Marks marks;
     lock.unlock();
-    bool refused = false;
-    for (Stream* stream : streams) {
-      Event* marker = nullptr;
-      const Mark mark = mark_stream(stream, &marker);
-      if (mark == Mark::Placed) marks.emplace_back(stream, marker);
-      refused |= mark == Mark::Refused;
-    }
+    const bool marked = mark_streams(streams, marks);
     lock.lock();
-    if (refused) {
-      for (const auto& [stream, marker] : marks) return_marker(marker);
+    if (!marked) {
       unmarked_.push_back(block);
       return;
     }
@@ -190,14 +196,21 @@ class PinnedAllocator final : public c10::Allocator {
   void release_idle() {
     for (auto& idle : idle_) {
       for (HostBlock* block : std::exchange(idle, {})) {
-        driver().host_free(block->address, block->size);
+        stats_.host_free_time.increase(microseconds([&] { driver().host_free(block->address, block->size); }));
         blocks_.erase(reinterpret_cast<std::uintptr_t>(block->address));
-        --stats_.allocations;
+        stats_.allocations.decrease(1);
+        stats_.allocated_bytes.decrease(block->size);
         ++stats_.num_host_free;
-        stats_.allocated_bytes -= static_cast<std::int64_t>(block->size);
         delete block;
       }
     }
+  }
+
+  template <typename Function>
+  void for_each_stat(Function function) {
+    for (auto* stat : {&stats_.active_requests, &stats_.active_bytes, &stats_.allocations, &stats_.allocated_bytes})
+      function(*stat);
+    for (auto* stat : {&stats_.host_alloc_time, &stats_.host_free_time}) function(*stat);
   }
 
   HostBlock* find(const void* address) const {
@@ -238,6 +251,10 @@ PinnedStats pinned_stats() { return PinnedAllocator::forked() ? PinnedStats{} : 
 
 void pinned_reset_peak_stats() {
   if (!PinnedAllocator::forked()) PinnedAllocator::instance().reset_peak_stats();
+}
+
+void pinned_reset_accumulated_stats() {
+  if (!PinnedAllocator::forked()) PinnedAllocator::instance().reset_accumulated_stats();
 }
 
 }  // namespace npu

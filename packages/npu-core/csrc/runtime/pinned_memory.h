@@ -9,10 +9,10 @@
 namespace npu {
 
 struct PinnedStats {
-  std::int64_t active_requests = 0, active_bytes = 0;  // handed out
-  std::int64_t allocations = 0, allocated_bytes = 0;   // held from the driver
-  std::int64_t peak_active_bytes = 0, peak_allocated_bytes = 0;
+  c10::CachingAllocator::Stat active_requests, active_bytes;  // handed out
+  c10::CachingAllocator::Stat allocations, allocated_bytes;   // held from the driver
   std::int64_t num_host_alloc = 0, num_host_free = 0;
+  c10::CachingAllocator::DurationStat host_alloc_time, host_free_time;  // microseconds in the driver
 };
 
 // Caching allocator of page-locked host memory (sizes rounded up to powers of two).  A freed block waits for the
@@ -24,5 +24,6 @@ NPU_RUNTIME_API void pinned_record_stream(const void* address, Stream* stream);
 NPU_RUNTIME_API void pinned_empty_cache();
 NPU_RUNTIME_API PinnedStats pinned_stats();
 NPU_RUNTIME_API void pinned_reset_peak_stats();
+NPU_RUNTIME_API void pinned_reset_accumulated_stats();
 
 }  // namespace npu

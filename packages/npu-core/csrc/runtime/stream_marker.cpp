@@ -37,7 +37,11 @@ Event* take_idle(int device) {
   return create_event(false);
 }
 
-}  // namespace
+enum class Mark {
+  Placed,
+  Needless,  // the device no longer runs: nothing is left to wait for
+  Refused,   // the queue is full and this thread may not wait for it
+};
 
 Mark mark_stream(Stream* stream, Event** marker) noexcept {
   Event* event = nullptr;
@@ -50,6 +54,23 @@ Mark mark_stream(Stream* stream, Event** marker) noexcept {
     if (event != nullptr) destroy_event(event);
     return driver().stream_query(stream->native) == NPU_ERROR_STOPPED ? Mark::Needless : Mark::Refused;
   }
+}
+
+}  // namespace
+
+bool mark_streams(const std::vector<Stream*>& streams, Marks& marks) noexcept {
+  marks.clear();
+  marks.reserve(streams.size());
+  for (Stream* stream : streams) {
+    Event* marker = nullptr;
+    const Mark mark = mark_stream(stream, &marker);
+    if (mark == Mark::Placed) marks.emplace_back(stream, marker);
+    if (mark != Mark::Refused) continue;
+    for (const auto& [marked, placed] : marks) return_marker(placed);
+    marks.clear();
+    return false;
+  }
+  return true;
 }
 
 // The driver is asked directly: these waits are the allocator's own and no user synchronisation.

@@ -1,4 +1,7 @@
 #pragma once
+#include <utility>
+#include <vector>
+
 #include "event.h"
 #include "stream.h"
 
@@ -7,15 +10,12 @@ namespace npu {
 // A marker is an event the allocators put on a stream to learn when its work so far is done.  Markers are pooled:
 // taking and returning one allocates nothing in a steady state.
 
-enum class Mark {
-  Placed,
-  Needless,  // the device no longer runs: nothing is left to wait for
-  Refused,   // the queue is full and this thread may not wait for it; try again on another one
-};
+// Marks the present end of all `streams` or of none: false, and `marks` empty, when a queue is full and this thread may
+// not wait for it; try again on another one.  A stream whose device no longer runs needs no marker and gets none.  May
+// wait for room in a queue: call it without locks.
+using Marks = std::vector<std::pair<Stream*, Event*>>;
+bool mark_streams(const std::vector<Stream*>& streams, Marks& marks) noexcept;
 
-// Marks the present end of `stream`; `*marker` is set when placed.  May wait for room in the stream's queue: call it
-// without locks.
-Mark mark_stream(Stream* stream, Event** marker) noexcept;
 bool marker_passed(const Event* marker) noexcept;
 void wait_for_marker(const Event* marker) noexcept;
 void return_marker(Event* marker) noexcept;

@@ -39,6 +39,7 @@ namespace {
 
 constexpr int kDevices = 2;
 constexpr std::size_t kGranularity = 4096;
+constexpr std::size_t kExtent = std::size_t{8} << 30;  // addresses of each device
 
 // Guards everything but the tasks themselves, which run without it.
 std::mutex g_mutex;
@@ -75,6 +76,13 @@ npu_status map_host(std::size_t bytes, void** address) {
   return NPU_OK;
 }
 
+// Device memory is the lowest free range of addresses reserved for the device, so that tests know what follows what.
+std::byte* arena(int32_t device) {
+  static void* const base =
+      mmap(nullptr, kDevices * kExtent, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return static_cast<std::byte*>(base) + static_cast<std::size_t>(device) * kExtent;
+}
+
 npu_status memory_map(int32_t device, size_t bytes, void** address) {
   std::lock_guard lock(g_mutex);
   if (bytes == 0 || bytes % kGranularity != 0)
@@ -84,9 +92,19 @@ npu_status memory_map(int32_t device, size_t bytes, void** address) {
     return fail(NPU_ERROR_OUT_OF_MEMORY, "injected");
   }
   if (g_used[device] + bytes > capacity()) return fail(NPU_ERROR_OUT_OF_MEMORY, "capacity exceeded");
-  if (const npu_status status = map_host(bytes, address); status != NPU_OK) return status;
+  auto start = reinterpret_cast<std::uintptr_t>(arena(device));
+  const std::uintptr_t end = start + kExtent;
+  for (const auto& [mapped, mapping] : g_mappings) {
+    if (mapping.device != device) continue;
+    if (mapped - start >= bytes) break;
+    start = mapped + mapping.bytes;
+  }
+  if (end - start < bytes) return fail(NPU_ERROR_OUT_OF_MEMORY, "no free range");
+  if (mprotect(reinterpret_cast<void*>(start), bytes, PROT_READ | PROT_WRITE) != 0)
+    return fail(NPU_ERROR_OUT_OF_MEMORY, "mprotect failed");
+  *address = reinterpret_cast<void*>(start);
   g_used[device] += bytes;
-  g_mappings[reinterpret_cast<std::uintptr_t>(*address)] = {bytes, device};
+  g_mappings[start] = {bytes, device};
   return NPU_OK;
 }
 
@@ -95,7 +113,8 @@ npu_status memory_unmap(int32_t device, void* address, size_t bytes) {
   const auto found = g_mappings.find(reinterpret_cast<std::uintptr_t>(address));
   if (found == g_mappings.end() || found->second.bytes != bytes || found->second.device != device)
     return fail(NPU_ERROR_INVALID_ARGUMENT, "no such mapping");
-  munmap(address, bytes);
+  // Forgets the contents and faults on access.
+  mmap(address, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   g_used[device] -= bytes;
   g_mappings.erase(found);
   return NPU_OK;

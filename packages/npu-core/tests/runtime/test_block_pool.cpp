@@ -69,15 +69,24 @@ void check_stats(BlockPool& pool) {
 
 class Model {
  public:
-  explicit Model(const AllocatorConfig& config) : config_(config), pool(config, nullptr) {}
+  explicit Model(const AllocatorConfig& config) : config_(config), pool(config, nullptr, stats_) {}
 
   Block* allocate(npu::Stream* stream, std::size_t bytes) {
     const std::size_t rounded = config_.round_request(bytes);
     Block* block = pool.take(stream, rounded, bytes);
+    std::size_t missing = 0;
+    npu::Segment* segment = block == nullptr ? pool.growing(stream, rounded, &missing) : nullptr;
+    // Most of the time the memory behind a segment is still free.
+    if (segment != nullptr && random_() % 4 != 0 && behind(segment) >= missing) {
+      missing = (missing + 4095) / 4096 * 4096;
+      block = pool.extend(segment, missing, rounded, bytes);
+    }
     if (block == nullptr) {
       const std::size_t size = config_.segment_size(rounded);
       block = pool.take_fresh(stream, reinterpret_cast<void*>(next_), size, rounded, bytes);
-      next_ += size;  // neighbours in address space must not merge across segments
+      // Neighbours in address space must not merge across segments; expandable ones get room behind them.
+      next_ += size + (config_.expandable_segments ? kRoom : 0);
+      ends_[reinterpret_cast<std::uintptr_t>(block->segment->address)] = next_;
     }
     CHECK(block != nullptr && block->size >= rounded && block->stream == stream);
     const auto start = reinterpret_cast<std::uintptr_t>(block->address);
@@ -87,6 +96,10 @@ class Model {
     live_[start] = block->size;
     return block;
   }
+  void give_back() {
+    for (npu::Segment* segment : pool.detach_free_segments())
+      for (std::size_t ranges = segment->ranges.size(); ranges != 0; --ranges) pool.drop_last_range(segment);
+  }
   void free(Block* block) {
     live_.erase(reinterpret_cast<std::uintptr_t>(block->address));
     pool.retire(block);
@@ -94,9 +107,20 @@ class Model {
   }
 
  private:
+  static constexpr std::size_t kRoom = 256 * kMiB;
+
+  // Addresses that nobody uses behind the segment.
+  std::size_t behind(const npu::Segment* segment) {
+    const auto start = reinterpret_cast<std::uintptr_t>(segment->address);
+    return std::prev(ends_.upper_bound(start))->second - start - segment->size;
+  }
+
   const AllocatorConfig& config_;
+  std::mt19937_64 random_{5};
+  std::map<std::uintptr_t, std::uintptr_t> ends_;  // of the room that starts at an address
   std::uintptr_t next_ = std::uintptr_t{1} << 40;
   std::map<std::uintptr_t, std::size_t> live_;
+  c10::CachingDeviceAllocator::DeviceStats stats_;
 
  public:
   BlockPool pool;
@@ -124,11 +148,10 @@ void random_walk(const AllocatorConfig& config, unsigned seed) {
       live.clear();
     }
     if (step % 97 == 0) check_stats(model.pool);
-    if (step % 501 == 0)
-      for (npu::Segment* segment : model.pool.detach_free_segments()) model.pool.forget(segment);
+    if (step % 501 == 0) model.give_back();
   }
   for (Block* block : live) model.free(block);
-  for (npu::Segment* segment : model.pool.detach_free_segments()) model.pool.forget(segment);
+  model.give_back();
   check_stats(model.pool);
   CHECK_EQ(model.pool.stats().reserved_bytes[0].current, 0);
   CHECK_EQ(model.pool.stats().segment[0].current, 0);
@@ -143,6 +166,46 @@ NPU_TEST(pool_agrees_with_a_recount) {
 NPU_TEST(pool_agrees_with_a_recount_under_a_split_limit) {
   random_walk(AllocatorConfig::parse("max_split_size_mb:21"), 11);
   random_walk(AllocatorConfig::parse("roundup_power2_divisions:4"), 12);
+}
+
+NPU_TEST(pool_agrees_with_a_recount_when_segments_expand) {
+  for (unsigned seed = 21; seed <= 24; ++seed) random_walk(AllocatorConfig::parse("expandable_segments:True"), seed);
+}
+
+NPU_TEST(pool_cuts_free_ranges_out_of_an_expandable_segment) {
+  const AllocatorConfig config = AllocatorConfig::parse("expandable_segments:True");
+  c10::CachingDeviceAllocator::DeviceStats stats;
+  BlockPool pool(config, nullptr, stats);
+  npu::Stream stream;
+  auto* const start = reinterpret_cast<std::byte*>(std::uintptr_t{1} << 40);
+  std::vector<Block*> blocks{pool.take_fresh(&stream, start, 20 * kMiB, 20 * kMiB, 1)};
+  for (int i = 0; i < 4; ++i) {
+    std::size_t missing = 0;
+    npu::Segment* segment = pool.growing(&stream, 20 * kMiB, &missing);
+    CHECK_EQ(missing, 20 * kMiB);
+    blocks.push_back(pool.extend(segment, 20 * kMiB, 20 * kMiB, 1));
+  }
+  CHECK_EQ(stats.segment[0].current, 1);
+  CHECK_EQ(stats.num_device_alloc, 5);
+  for (const int i : {0, 2, 3}) {  // leaves 1 and 4
+    pool.retire(blocks[static_cast<std::size_t>(i)]);
+    pool.put(blocks[static_cast<std::size_t>(i)]);
+  }
+  const auto detached = pool.detach_free_segments();
+  CHECK_EQ(detached.size(), 2u);
+  CHECK(detached[0]->address == start && detached[0]->ranges.size() == 1);
+  CHECK(detached[1]->address == start + 40 * kMiB && detached[1]->ranges.size() == 2);
+  for (npu::Segment* segment : detached)
+    for (std::size_t ranges = segment->ranges.size(); ranges != 0; --ranges) pool.drop_last_range(segment);
+  CHECK_EQ(stats.reserved_bytes[0].current, static_cast<std::int64_t>(40 * kMiB));
+  CHECK_EQ(stats.segment[0].current, 2);
+  CHECK_EQ(stats.num_device_free, 3);
+  CHECK_EQ(stats.inactive_split[0].current, 0);
+  // The last piece is the one that grows on.
+  std::size_t missing = 0;
+  CHECK(pool.growing(&stream, 20 * kMiB, &missing) == blocks[4]->segment);
+  CHECK(blocks[4]->segment != blocks[1]->segment);
+  check_stats(pool);
 }
 
 NPU_TEST(pool_splits_small_and_large_blocks_by_their_rules) {

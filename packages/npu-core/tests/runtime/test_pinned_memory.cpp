@@ -15,11 +15,11 @@ NPU_TEST(pinned_blocks_are_powers_of_two_and_reused) {
   c10::DataPtr pointer = allocate(1000);
   void* const address = pointer.get();
   CHECK(pointer.device().is_cpu());
-  CHECK_EQ(npu::pinned_stats().active_bytes, 1024);
-  CHECK_EQ(npu::pinned_stats().active_requests, 1);
+  CHECK_EQ(npu::pinned_stats().active_bytes.current, 1024);
+  CHECK_EQ(npu::pinned_stats().active_requests.current, 1);
   pointer.clear();
-  CHECK_EQ(npu::pinned_stats().active_bytes, 0);
-  CHECK_EQ(npu::pinned_stats().allocated_bytes, 1024);
+  CHECK_EQ(npu::pinned_stats().active_bytes.current, 0);
+  CHECK_EQ(npu::pinned_stats().allocated_bytes.current, 1024);
   const c10::DataPtr again = allocate(600);
   CHECK(again.get() == address);
   CHECK_EQ(npu::pinned_stats().num_host_alloc, 1);
@@ -49,7 +49,7 @@ NPU_TEST(pinned_blocks_wait_for_queued_copies) {
   c10::DataPtr other = allocate(1000);
   CHECK(other.get() != address);
   npu::pinned_empty_cache();  // does not touch the pending block
-  CHECK_EQ(npu::pinned_stats().allocations, 2);
+  CHECK_EQ(npu::pinned_stats().allocations.current, 2);
   npu::synchronize_stream(stream);
   CHECK(allocate(1000).get() == address);
 }
@@ -72,12 +72,12 @@ NPU_TEST(pinned_cache_is_given_back) {
   }
   npu::pinned_empty_cache();
   auto stats = npu::pinned_stats();
-  CHECK_EQ(stats.allocated_bytes, 0);
+  CHECK_EQ(stats.allocated_bytes.current, 0);
   CHECK_EQ(stats.num_host_free, 1);
-  CHECK_EQ(stats.peak_active_bytes, 131072);
-  CHECK_EQ(stats.peak_allocated_bytes, 131072);
+  CHECK_EQ(stats.active_bytes.peak, 131072);
+  CHECK_EQ(stats.allocated_bytes.peak, 131072);
   npu::pinned_reset_peak_stats();
-  CHECK_EQ(npu::pinned_stats().peak_active_bytes, 0);
+  CHECK_EQ(npu::pinned_stats().active_bytes.peak, 0);
 }
 
 NPU_TEST(pinned_memory_from_many_threads) {
@@ -95,6 +95,44 @@ NPU_TEST(pinned_memory_from_many_threads) {
     });
   }
   for (std::thread& thread : threads) thread.join();
-  CHECK_EQ(npu::pinned_stats().active_requests, 0);
-  CHECK_EQ(npu::pinned_stats().active_bytes, 0);
+  CHECK_EQ(npu::pinned_stats().active_requests.current, 0);
+  CHECK_EQ(npu::pinned_stats().active_bytes.current, 0);
+}
+
+NPU_TEST(pinned_statistics_add_up) {
+  {
+    const c10::DataPtr first = allocate(1000);
+    const c10::DataPtr second = allocate(3000);
+  }
+  allocate(1000);
+  npu::pinned_empty_cache();
+  auto stats = npu::pinned_stats();
+  CHECK_EQ(stats.active_requests.allocated, 3);
+  CHECK_EQ(stats.active_requests.freed, 3);
+  CHECK_EQ(stats.active_requests.peak, 2);
+  CHECK_EQ(stats.active_bytes.allocated, 1024 + 4096 + 1024);
+  CHECK_EQ(stats.active_bytes.freed, 1024 + 4096 + 1024);
+  CHECK_EQ(stats.allocations.allocated, 2);
+  CHECK_EQ(stats.allocations.freed, 2);
+  CHECK_EQ(stats.allocated_bytes.allocated, 1024 + 4096);
+  CHECK_EQ(stats.num_host_alloc, 2);
+  CHECK_EQ(stats.num_host_free, 2);
+  CHECK_EQ(stats.host_alloc_time.count, 2);
+  CHECK_EQ(stats.host_free_time.count, 2);
+  CHECK(stats.host_alloc_time.min <= stats.host_alloc_time.max);
+  CHECK(stats.host_alloc_time.max <= stats.host_alloc_time.total);
+
+  const c10::DataPtr kept = allocate(5000);
+  npu::pinned_reset_accumulated_stats();
+  npu::pinned_reset_peak_stats();
+  stats = npu::pinned_stats();
+  CHECK_EQ(stats.active_bytes.current, 8192);
+  CHECK_EQ(stats.active_bytes.peak, 8192);
+  CHECK_EQ(stats.active_bytes.allocated, 0);
+  CHECK_EQ(stats.allocations.freed, 0);
+  CHECK_EQ(stats.num_host_alloc, 0);
+  CHECK_EQ(stats.num_host_free, 0);
+  CHECK_EQ(stats.host_alloc_time.count, 0);
+  CHECK_EQ(stats.host_alloc_time.total, 0);
+  CHECK_EQ(stats.host_free_time.max, 0);
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,13 +12,24 @@ from npu_core import _C
 from torch_npu import notices
 from torch_npu.npu.devices import _get_device_index
 from torch_npu.npu.initialization import _lazy_init, is_initialized
+from torch_npu.npu.memory_history import (  # noqa: F401
+    _attach_out_of_memory_observer,
+    _dump_snapshot,
+    _record_memory_history,
+    _snapshot,
+)
+from torch_npu.npu.memory_pool import MemPool, NPUPluggableAllocator, change_current_allocator, use_mem_pool
 from torch_npu.npu.memory_report import format_summary
 from torch_npu.utils._error_code import ErrCode, pta_error
 
 __all__ = [
+    "MemPool",
+    "NPUPluggableAllocator",
     "caching_allocator_alloc",
     "caching_allocator_delete",
+    "change_current_allocator",
     "empty_cache",
+    "empty_virt_addr_cache",
     "get_allocator_backend",
     "get_per_process_memory_fraction",
     "host_empty_cache",
@@ -35,12 +45,14 @@ __all__ = [
     "memory_stats",
     "memory_stats_as_nested_dict",
     "memory_summary",
+    "reset_accumulated_host_memory_stats",
     "reset_accumulated_memory_stats",
     "reset_max_memory_allocated",
     "reset_max_memory_cached",
     "reset_peak_host_memory_stats",
     "reset_peak_memory_stats",
     "set_per_process_memory_fraction",
+    "use_mem_pool",
 ]
 
 
@@ -77,6 +89,11 @@ def empty_cache() -> None:
     """Return cached memory that no tensor uses to the driver; no-op before initialisation."""
     if is_initialized():
         _C._empty_cache()
+
+
+def empty_virt_addr_cache() -> None:
+    """The same as `empty_cache`: the device's addresses cost nothing to keep."""
+    empty_cache()
 
 
 def host_empty_cache() -> None:
@@ -216,24 +233,10 @@ def memory_snapshot(mempool_id: tuple[int, int] | None = None) -> list[dict[str,
     """
     if not is_initialized():
         return []
-    segments = _C._memory_snapshot()
+    segments = _C._memory_snapshot()["segments"]
     if mempool_id is None:
         return segments
     return [segment for segment in segments if tuple(segment["segment_pool_id"]) == tuple(mempool_id)]
-
-
-def _snapshot(device: Any = None) -> dict[str, Any]:
-    # The form torch's memory_viz reads. The allocator keeps no history yet, so the traces are empty.
-    segments = memory_snapshot()
-    if device is not None:
-        index = _get_device_index(device)
-        segments = [segment for segment in segments if segment["device"] == index]
-    return {"segments": segments, "device_traces": [[] for _ in range(_C._device_count())]}
-
-
-def _dump_snapshot(filename: str = "dump_snapshot.pickle") -> None:
-    with open(filename, "wb") as file:
-        pickle.dump(_snapshot(), file)
 
 
 def get_allocator_backend() -> str:
@@ -241,23 +244,26 @@ def get_allocator_backend() -> str:
     return "native"
 
 
-def host_memory_stats() -> collections.OrderedDict[str, int]:
-    """Return the counters of the pinned host memory cache; empty before initialisation."""
-    return (
-        collections.OrderedDict(sorted(_C._pinned_stats().items())) if is_initialized() else collections.OrderedDict()
-    )
-
-
 def host_memory_stats_as_nested_dict() -> dict[str, Any]:
-    """Return the counters of `host_memory_stats` as nested dicts."""
-    nested: dict[str, Any] = {}
-    for key, value in host_memory_stats().items():
-        metric, _, counter = key.partition(".")
-        if counter:
-            nested.setdefault(metric, {})[counter] = value
-        else:
-            nested[metric] = value
-    return nested
+    """Return the counters of `host_memory_stats` as nested dicts; empty before initialisation."""
+    return _C._pinned_stats() if is_initialized() else {}
+
+
+def host_memory_stats() -> collections.OrderedDict[str, int]:
+    """Return the counters of the pinned host memory cache, flattened with dots and sorted by key.
+
+    ``active_requests`` and ``active_bytes`` count what is handed out, ``allocations`` and ``allocated_bytes`` what is
+    held from the system, each with ``current``, ``peak``, ``allocated`` and ``freed``. ``num_host_alloc`` and
+    ``num_host_free`` count the calls of the system; ``host_alloc_time`` and ``host_free_time`` (``total``, ``max``,
+    ``min``, ``avg`` in microseconds, ``count``) time them. Empty before initialisation.
+    """
+    return collections.OrderedDict(sorted(_flatten("", host_memory_stats_as_nested_dict())))
+
+
+def reset_accumulated_host_memory_stats() -> None:
+    """Set the running totals (allocated, freed, number and total time of system calls) to zero."""
+    _lazy_init()
+    _C._pinned_reset_accumulated_stats()
 
 
 def reset_peak_host_memory_stats() -> None:
