@@ -13,6 +13,7 @@
 
 #include "device.h"
 #include "driver_loader.h"
+#include "stream_table.h"
 
 namespace npu {
 namespace {
@@ -147,6 +148,11 @@ std::string error_suffix(Submodule submodule, ErrorCode code) {
   return line;
 }
 
+bool warnings_wanted() noexcept {
+  const char* rank = std::getenv("RANK");
+  return !is_set("TORCH_NPU_WARNING_DISABLE") && (rank == nullptr || *rank == '\0' || std::strcmp(rank, "0") == 0);
+}
+
 void throw_task_error(const npu_error& error, const char* context) {
   std::string text;
   if (error.op[0] != '\0') text = std::string(error.op) + ": ";
@@ -162,6 +168,11 @@ void throw_task_error(const npu_error& error, const char* context) {
 void throw_driver_error(npu_status status, const char* call) {
   const DeviceCode code = device_code(status);
   const char* detail = driver().last_error();
+  // Frameworks that recover from faults look at the first words.
+  if (status == NPU_ERROR_STOPPED && detail != nullptr &&
+      std::strncmp(detail, kForceStop, std::strlen(kForceStop)) == 0) {
+    throw_status(NPU_ERROR_TASK_FAILED, call, detail + error_suffix(Submodule::PTA, ErrorCode::ACL));
+  }
   std::string text = std::string("NPU function error: ") + call + ", error code is " + std::to_string(code.number) +
                      error_suffix(Submodule::PTA, ErrorCode::ACL) + "\n[Error]: " + code.meaning + ". ";
   if (detail != nullptr) text += detail;

@@ -498,6 +498,19 @@ DRIVER_CASE(injected_delays_keep_the_order) {
   CHECK(order == (std::vector<int>{1, 2}));
 }
 
+DRIVER_CASE(removing_the_faults_ends_a_delay) {
+  Faults faults;
+  Stream stream;
+  std::atomic<bool> ran{false};
+  faults.inject(NPU_FAULT_DELAY_TASK, 1, "held", NPU_OK, uint64_t{3600} * 1'000'000'000);
+  submit(stream, NPU_TASK_COMPUTE, [&ran] { ran = true; }, "test::held");
+  CHECK_EQUAL(driver().stream_synchronize(stream, 20 * kMillisecond), NPU_ERROR_TIMEOUT);
+  CHECK(!ran);
+  faults.clear();
+  synchronize(stream);
+  CHECK(ran);
+}
+
 DRIVER_CASE(injected_map_failures) {
   Faults faults;
   faults.inject(NPU_FAULT_FAIL_MAP, 2, "");
