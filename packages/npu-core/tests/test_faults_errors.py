@@ -47,9 +47,8 @@ def test_an_error_reaches_another_device():
     first, second = torch.npu.Stream("npu:0"), torch.npu.Stream("npu:1")
     with torch.npu.stream(first):
         value = gather_out_of_range()
-    second.wait_stream(first)
-    with torch.npu.stream(second):
-        copied = value.to("npu:1", non_blocking=True)
+    with torch.npu.stream(first), torch.npu.stream(second):
+        copied = value.to("npu:1", non_blocking=True)  # ordered on both streams
         total = copied.sum()
     with pytest.raises(RuntimeError, match="index 77 is out of bounds"), torch.npu.stream(second):
         total.item()
