@@ -70,15 +70,18 @@ def test_other_threads_wait_on(run_python):
         _C._inject_fault(0, _C._FAULT_DELAY_TASK, match="add", count=1, delay_ns=3600 * 10**9)
         value.add_(1)
         seen = []
-        thread = threading.Thread(target=lambda: seen.append(value.tolist()))
-        thread.start()
+        finished = threading.Event()
+        def wait():
+            seen.append(value.tolist())
+            finished.set()
+        threading.Thread(target=wait).start()
         try:
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-            thread.join()
+            finished.wait()
         except KeyboardInterrupt:
             print("interrupted", seen)
         _C._inject_fault(0, _C._FAULT_NONE)
-        thread.join()
+        finished.wait()
         print(seen)
         """
     )

@@ -8,7 +8,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-
 PATIENCE = timedelta(seconds=80)
 
 
