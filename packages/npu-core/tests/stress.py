@@ -221,7 +221,10 @@ class Worker:
 
     def give(self) -> None:
         if self.cells and len(self.exchange) < 20:
-            self.exchange.append(self.cells.pop())
+            cell = self.cells.pop()
+            # Off the private streams, which may carry an error while another thread orders its streams behind them.
+            with self.using(cell, self.random.choice(shared_streams[cell.device])):
+                self.exchange.append(cell)
 
     def take(self) -> None:
         try:
