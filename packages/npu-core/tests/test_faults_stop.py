@@ -85,8 +85,6 @@ def test_a_host_that_waits_is_told(run_python):
         with torch.npu.stream(second):
             other.add_(1)
         first.wait_stream(second)  # another device, which is not stopped: the wait would last an hour
-        with torch.npu.stream(first):
-            value.add_(1)
         ready = threading.Event()
         def wait():
             ready.set()
@@ -102,10 +100,11 @@ def test_a_host_that_waits_is_told(run_python):
         torch.npu.restart_device(0)
         _C._inject_fault(1, _C._FAULT_NONE)
         torch.npu.synchronize(1)
-        print(value.tolist(), other.tolist())
+        with torch.npu.stream(first):
+            print((value + 2).tolist(), other.tolist())
         """
     )
-    assert done.stdout.splitlines() == ["FORCE STOP.", f"{[0.0] * 4} {[1.0] * 4}"]
+    assert done.stdout.splitlines() == ["FORCE STOP.", f"{[2.0] * 4} {[1.0] * 4}"]
 
 
 def test_a_process_ends_quietly_with_a_stopped_device(run_python):

@@ -157,7 +157,8 @@ void throw_task_error(const npu_error& error, const char* context) {
   std::string text;
   if (error.op[0] != '\0') text = std::string(error.op) + ": ";
   text += error.message[0] == '\0' ? device_code(error.status).meaning : error.message;
-  if (!is_set("ASCEND_LAUNCH_BLOCKING"))
+  const bool stopped = error.status == NPU_ERROR_STOPPED;  // whoever is told has not called anything wrong
+  if (!stopped && !is_set("ASCEND_LAUNCH_BLOCKING"))
     text += std::string("\nThe operator ran asynchronously and its error was found by ") + context +
             ", so the stack shown here may not be where it was called. Set the environment variable "
             "ASCEND_LAUNCH_BLOCKING=1 to get the real one.";
