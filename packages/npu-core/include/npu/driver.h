@@ -105,7 +105,7 @@ typedef struct npu_memory_handle {
 typedef enum npu_fault_kind {
   NPU_FAULT_NONE = 0,
   NPU_FAULT_FAIL_TASK = 1,  /* the next `count` tasks whose name contains `match` fail with `status` */
-  NPU_FAULT_DELAY_TASK = 2, /* ... are delayed by `delay_ns` before they run (still in stream order) */
+  NPU_FAULT_DELAY_TASK = 2, /* ... start `delay_ns` late, or when NPU_FAULT_NONE comes (in stream order) */
   NPU_FAULT_FAIL_MAP = 3    /* the next `count` memory_map calls return NPU_ERROR_OUT_OF_MEMORY */
 } npu_fault_kind;
 
