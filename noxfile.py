@@ -94,6 +94,13 @@ def opinfo(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def stress(session: nox.Session) -> None:
+    """Run random programs on npu and check every value; arguments after --: --minutes 10 --seed 7."""
+    install_packages(session)
+    session.run(PYTHON, "packages/npu-core/tests/stress.py", *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none")
 def wheels(session: nox.Session) -> None:
     """Build the wheels into dist/ and check what they contain."""
     prepare_environment(session)

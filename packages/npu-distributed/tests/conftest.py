@@ -96,6 +96,20 @@ class Ranks:
             raise RankError("\n".join([*failed, self.logs()]))
         return [answer["value"] for answer in answers if answer is not None]
 
+    def run_only(self, rank: int, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call `function` on one rank and return what it returns."""
+        self.start(function, *arguments, only=(rank,))
+        answer = self.answer(rank)
+        if answer is None or "error" in answer:
+            raise RankError(f"rank {rank}: {answer['error'] if answer else 'the process ended'}\n{self.logs()}")
+        return answer["value"]
+
+    def end_input(self, rank: int) -> None:
+        """Let one rank finish: it sees the end of its commands."""
+        command, answer = self._pipes[rank]
+        os.close(command)
+        self._pipes[rank] = (os.open(os.devnull, os.O_WRONLY), answer)
+
     def logs(self) -> str:
         """What the ranks have written to stdout and stderr."""
         return "\n".join(f"--- rank {rank}\n{log.read_text()}" for rank, log in enumerate(self._logs))

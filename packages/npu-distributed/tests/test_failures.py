@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,18 +17,28 @@ def warm_up(rank: int, size: int) -> int:
     return os.getpid()
 
 
+def pending(rank: int, size: int) -> bool:
+    """Whether the communication stream has unfinished work."""
+    identifier = dist.group.WORLD._get_backend(torch.device("npu")).get_coll_stream_id(rank)
+    return not torch.npu.Stream(stream_id=identifier, device_type=20, device_index=rank).query()
+
+
 def die(rank: int, size: int) -> None:
     os._exit(7)
 
 
+def limit(rank: int, size: int, seconds: float) -> None:
+    """From now on collectives of the group may take so long; before, a busy machine may take its time."""
+    dist.group.WORLD._get_backend(torch.device("npu"))._set_default_timeout(timedelta(seconds=seconds))
+
+
 def reduce_and_read(rank: int, size: int) -> dict:
-    begin = time.perf_counter()
     tensor = torch.ones(5000, device="npu")
     dist.all_reduce(tensor)
     try:
         value = tensor[0].item()
     except RuntimeError as error:
-        return {"error": str(error), "seconds": time.perf_counter() - begin}
+        return {"error": str(error)}
     return {"value": value}
 
 
@@ -75,6 +85,15 @@ def reduce_async(rank: int, size: int) -> None:
     dist.all_reduce(torch.ones(5000, device="npu"), async_op=True)
 
 
+def reduce_and_wait(rank: int, size: int) -> dict:
+    work = dist.all_reduce(torch.ones(5000, device="npu"), async_op=True)
+    try:
+        work.wait()
+    except dist.DistBackendError as error:
+        return {"error": str(error)}
+    return {"done": work.is_completed()}
+
+
 def descriptors(rank: int, size: int) -> list[int]:
     """Open descriptors before and after many groups have come and gone."""
     counts = []
@@ -105,7 +124,6 @@ def test_a_dead_peer_is_noticed(fresh_ranks) -> None:
     assert answer is not None
     value = answer["value"]
     assert "EI0002" in value["error"] and f"rank 1 (process {pids[1]})" in value["error"]
-    assert value["seconds"] < 5
     assert "EI0002" in group.log(0)
 
 
@@ -113,10 +131,9 @@ def test_a_peer_that_dies_while_waited_for(fresh_ranks) -> None:
     group = fresh_ranks(3)
     group.run(warm_up)
     group.start(reduce_and_read, only=(0, 1))
-    time.sleep(0.5)
     group.processes[2].kill()
     for rank in (0, 1):
-        answer = group.answer(rank, 20)
+        answer = group.answer(rank)
         assert answer is not None and "EI0002" in answer["value"]["error"] and "rank 2" in answer["value"]["error"]
 
 
@@ -134,10 +151,11 @@ def test_a_failed_group_can_be_rebuilt(fresh_ranks) -> None:
 
 
 def test_timeout_ends_the_process(fresh_ranks) -> None:
-    group = fresh_ranks(2, TEST_GROUP_TIMEOUT="2")
+    group = fresh_ranks(2)
     group.run(warm_up)
+    group.run(limit, 2.0)
     group.start(reduce_async, only=(0,))
-    assert group.processes[0].wait(30) == -6
+    assert group.processes[0].wait(120) == -6
     log = group.log(0)
     assert "[Rank 0] Watchdog caught collective operation timeout: WorkHCCL(SeqNum=3, OpType=ALLREDUCE" in log
     assert "Timeout(ms)=2000" in log and "before timing out" in log
@@ -145,36 +163,38 @@ def test_timeout_ends_the_process(fresh_ranks) -> None:
 
 
 def test_execution_timeout_is_an_error_of_the_stream(fresh_ranks) -> None:
-    group = fresh_ranks(2, HCCL_EXEC_TIMEOUT="1")
+    group = fresh_ranks(2, HCCL_EXEC_TIMEOUT="6")  # the warm-up must fit, on a busy machine too
     group.run(warm_up)
     group.start(reduce_and_read, only=(0,))
-    answer = group.answer(0, 20)
+    answer = group.answer(0)
     assert answer is not None and "EI0002" in answer["value"]["error"]
     assert "HCCL_EXEC_TIMEOUT" in answer["value"]["error"]
 
 
 def test_blocking_wait_raises(fresh_ranks) -> None:
-    group = fresh_ranks(2, TORCH_HCCL_BLOCKING_WAIT="1", TEST_GROUP_TIMEOUT="1")
-    group.start(reduce_and_read, only=(0,))
-    group.start(warm_up, only=(1,))
-    assert group.answer(0) is not None
-    group.start(reduce_async, only=(0,))
-    answer = group.answer(0, 20)
-    assert answer is not None
+    group = fresh_ranks(2, TORCH_HCCL_BLOCKING_WAIT="1")
+    group.run(warm_up)
+    assert group.run(reduce_and_wait) == [{"done": True}] * 2  # wait() has waited on the host
+    group.run(limit, 1.0)
+    group.start(reduce_and_wait, only=(0,))
+    answer = group.answer(0)
+    assert answer is not None and "error" in answer["value"], answer
+    error = answer["value"]["error"]
+    assert "OpType=ALLREDUCE" in error and "Timeout(ms)=1000" in error, error
+    assert group.alive  # an error of the caller, not the end of the process
 
 
 def test_exit_with_a_pending_collective(fresh_ranks) -> None:
+    """A rank ends by itself, and in order, although a collective that nobody will join is still queued."""
     group = fresh_ranks(2)
     group.run(warm_up)
     group.start(reduce_async, only=(0,))
-    assert group.answer(0) is not None
+    assert group.answer(0) == {"value": None}
+    assert group.run_only(0, pending)
     group.processes[1].kill()
-    begin = time.monotonic()
-    for command, _ in group._pipes:
-        os.close(command)
-    group._pipes = [(os.open(os.devnull, os.O_WRONLY), answer) for _, answer in group._pipes]
-    group.processes[0].wait(60)
-    assert time.monotonic() - begin < 40
+    group.processes[1].wait()
+    group.end_input(0)
+    assert group.processes[0].wait(120) == 0, group.log(0)
 
 
 def test_nothing_is_left_behind(fresh_ranks, tmp_path: Path) -> None:

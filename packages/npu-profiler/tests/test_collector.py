@@ -97,6 +97,7 @@ def test_markers_have_device_times_and_are_no_kernels(fake_runtime):
         fake_runtime,
         """
         collector.start()
+        started = time.monotonic_ns()
         before = collector.clock_ns()
         collector.launch_marker(0, 7, 101)
         fake.fake_emit(0, b"kernel", 1, 2, 1)
@@ -107,7 +108,7 @@ def test_markers_have_device_times_and_are_no_kernels(fake_runtime):
         assert got.names == ("kernel",)
         assert list(got.marker_times) == [101, 102]
         assert before <= got.marker_times[101] <= got.marker_times[102] <= collector.clock_ns()
-        assert abs(time.monotonic_ns() - got.marker_times[102]) < 10**9
+        assert started <= got.marker_times[102] <= time.monotonic_ns()
         """,
     )
 

@@ -14,7 +14,7 @@ import torch
 from npu_profiler import collector
 from npu_profiler.profiler import ProfilerActivity, ProfilerLevel, _ExperimentalConfig, profile, schedule
 
-DELAY_NS = 300_000_000  # long enough for a host that shares its CPUs to get on meanwhile
+HOUR_NS = 3600 * 10**9
 
 
 def kernels(events, name=""):
@@ -29,10 +29,21 @@ def rows(events):
     return {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
 
 
-def delay(npu, match, nanoseconds=DELAY_NS):
+def delay(match, nanoseconds):
     from npu_core import _C
 
     _C._inject_fault(0, _C._FAULT_DELAY_TASK, match=match, count=1, delay_ns=nanoseconds)
+
+
+def hold(match):
+    """The next task of that name does not run before `release`."""
+    delay(match, HOUR_NS)
+
+
+def release():
+    from npu_core import _C
+
+    _C._inject_fault(0, _C._FAULT_NONE)
 
 
 def check_sound(events):
@@ -142,14 +153,15 @@ def test_a_long_task_shows_its_real_duration(npu, events_of):
 def test_a_delayed_task_starts_late_and_later_tasks_after_it(npu, events_of):
     x = torch.ones(64, device="npu")
     with profile() as prof:
-        delay(npu, "mul")
+        hold("mul")
         x.mul(2)
         x.add(1)
+        release()
     events = events_of(prof)
     check_sound(events)
     (slow,), (next_one,) = kernels(events, "mul"), kernels(events, "add")
     (launch,), (next_launch,) = launches(events, "mul"), launches(events, "add")
-    assert slow["end"] - launch["begin"] >= DELAY_NS
+    assert launch["end"] <= next_launch["begin"]
     assert next_one["begin"] >= slow["end"]
     assert next_launch["end"] < slow["begin"]  # the host did not wait
     queued = next_one["args"]["Queued(us)"] * 1000
@@ -159,7 +171,7 @@ def test_a_delayed_task_starts_late_and_later_tasks_after_it(npu, events_of):
 def test_stop_waits_for_what_is_queued(npu, events_of):
     x = torch.ones(64, device="npu")
     with profile() as prof:
-        delay(npu, "sin")
+        delay("sin", 300_000_000)
         x.sin()
         for _ in range(50):
             x.add(1)

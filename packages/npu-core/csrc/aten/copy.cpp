@@ -11,6 +11,7 @@
 #include "empty.h"
 #include "engine_call.h"
 #include "launch_op.h"
+#include "runtime/device.h"
 #include "runtime/error.h"
 #include "runtime/event.h"
 #include "runtime/pinned_memory.h"
@@ -59,6 +60,15 @@ void between_devices(const at::Tensor& dst, const at::Tensor& src) {
   wait_event(done.get(), to);
 }
 
+// A copy that uses the caller's memory and so must not be left alone.  What may take long and may be interrupted is the
+// wait for earlier work.
+void enqueue_and_wait(Stream* stream, const at::Tensor& dst, const at::Tensor& src) {
+  note_host_synchronization();
+  if (!stream_query(stream)) wait_and_throw(stream, Wait::Interruptible);
+  enqueue(stream, dst, src);
+  wait_and_throw(stream);
+}
+
 void from_host(const at::Tensor& dst, const at::Tensor& src, bool non_blocking) {
   Stream* stream = current_stream(dst.device().index());
   // Pinned memory is read when the stream gets there: earlier work of the stream may still write it.
@@ -70,12 +80,11 @@ void from_host(const at::Tensor& dst, const at::Tensor& src, bool non_blocking) 
     launch_written<&run_copy>("aten::copy_", writer, stream);
     return;
   }
-  if (!in_stream_order) note_host_synchronization();
-  enqueue(stream, dst, src);
   if (in_stream_order) {
+    enqueue(stream, dst, src);
     pinned_record_stream(src.storage().data(), stream);
   } else {
-    wait_and_throw(stream);
+    enqueue_and_wait(stream, dst, src);
   }
 }
 
@@ -87,13 +96,11 @@ void to_host(const at::Tensor& dst, const at::Tensor& src, bool non_blocking) {
     return;
   }
   if (dst.nbytes() < kCopyEngineBytes && is_plain(dst, src)) {
-    synchronize_stream(stream);
+    synchronize_stream(stream, Wait::Interruptible);
     std::memcpy(dst.data_ptr(), src.const_data_ptr(), dst.nbytes());
     return;
   }
-  note_host_synchronization();
-  enqueue(stream, dst, src);
-  wait_and_throw(stream);
+  enqueue_and_wait(stream, dst, src);
 }
 
 at::Tensor& copy_(at::Tensor& self, const at::Tensor& src, bool non_blocking) {
@@ -132,7 +139,7 @@ at::Tensor copy_from_and_resize(const at::Tensor& self, const at::Tensor& dst) {
 }
 
 at::Scalar local_scalar_dense(const at::Tensor& self) {
-  synchronize_stream(current_stream(self.device().index()));
+  synchronize_stream(current_stream(self.device().index()), Wait::Interruptible);
   at::Scalar result;
   AT_DISPATCH_V2(self.scalar_type(), "_local_scalar_dense_npu",
                  AT_WRAP([&] { result = at::Scalar(*static_cast<const scalar_t*>(self.const_data_ptr())); }),

@@ -1,8 +1,11 @@
 #include <torch/csrc/utils/device_lazy_init.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <string>
 
 #include "bindings.h"
@@ -93,9 +96,49 @@ void inject_fault(int device, int kind, const std::string& match, std::int64_t c
   check(driver().inject_fault(driver_device(device), &fault), "inject_fault");
 }
 
+unsigned long main_thread() {
+  static const auto id = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  return id;
+}
+
+// Ctrl-C while the main thread waits for the device.
+void check_signals() {
+  if (PyThread_get_thread_ident() != main_thread() || !Py_IsInitialized() || _Py_IsFinalizing()) return;
+  py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() == 0) return;
+  python_error raised;
+  raised.persist();
+  throw raised;
+}
+
+std::terminate_handler g_previous_terminate = nullptr;
+
+// Python ends a daemon thread, once the interpreter shuts down, by unwinding it where it asks for the GIL.  In torch
+// that is inside destructors, which must not be unwound: the process would be aborted, although nothing is wrong.  The
+// thread sleeps instead until the process has ended.
+[[noreturn]] void end_daemon_thread_or_terminate() {
+  if (_Py_IsFinalizing() && PyThread_get_thread_ident() != main_thread()) {
+    for (;;) pause();
+  }
+  g_previous_terminate();
+  std::abort();
+}
+
+// Behind all atexit handlers, so that they may use the device, and when Python runs no other thread any more.
+void finalize_at_exit() {
+  static bool registered = false;
+  if (registered) return;
+  TORCH_CHECK(Py_AtExit([] { finalize(); }) == 0, "npu: Python has no room for another exit function");
+  registered = true;
+  main_thread();
+  g_previous_terminate = std::set_terminate(&end_daemon_thread_or_terminate);
+}
+
 }  // namespace
 
 void bind_devices(py::module_& module) {
+  main_thread();
+  set_interrupt_check(&check_signals);
   bind_properties(module);
 
   module.def("_driver_name", call([] { return std::string(driver_name()); }));
@@ -103,7 +146,8 @@ void bind_devices(py::module_& module) {
   module.def("_is_initialized", call([] { return is_initialized(); }));
   module.def("_is_in_bad_fork", call([] { return in_bad_fork(); }));
   module.def("_initialize", call_without_gil([] { initialize(); }));
-  module.def("_finalize", call_without_gil([] { finalize(); }));
+  module.def("_drain", call_without_gil([] { drain(); }));
+  module.def("_finalize_at_exit", call(finalize_at_exit));
   // torch calls torch.npu._lazy_init once before it builds the first npu tensor from Python; a forked child must ask
   // again, so that the fork guard can speak.
   module.def("_register_fork_handler", call([] { torch::utils::register_fork_handler_for_device_init(kDeviceType); }));
@@ -115,6 +159,8 @@ void bind_devices(py::module_& module) {
   module.def("_can_access_peer", call_without_gil([](int device, int peer) { return can_access_peer(device, peer); }));
   module.def("_memory_info", call_without_gil([](int device) { return memory_info(device); }));
   module.def("_synchronize_device", call_without_gil([](int device) { synchronize_device(device); }));
+  module.def("_stop_device", call_without_gil([](int device) { stop_device(device); }));
+  module.def("_restart_device", call_without_gil([](int device) { restart_device(device); }));
 
   module.def("_set_sync_debug_mode", call([](int mode) { set_sync_debug_mode(mode); }));
   module.def("_get_sync_debug_mode", call([] { return sync_debug_mode(); }));

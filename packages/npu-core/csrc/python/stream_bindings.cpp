@@ -36,12 +36,14 @@ void bind_streams(py::module_& module) {
              }));
   module.def("_stream_query",
              call_without_gil([](std::int64_t id, int device) { return stream_query(stream_from_id(device, id)); }));
-  module.def("_stream_synchronize",
-             call_without_gil([](std::int64_t id, int device) { synchronize_stream(stream_from_id(device, id)); }));
+  module.def("_stream_synchronize", call_without_gil([](std::int64_t id, int device) {
+               synchronize_stream(stream_from_id(device, id), Wait::Interruptible);
+             }));
 
   // `event_id` is torch.Event.event_id: the address of the npu::Event that the device guard made.
-  module.def("_event_synchronize",
-             call_without_gil([](std::uintptr_t event_id) { synchronize_event(event_from(event_id)); }));
+  module.def("_event_synchronize", call_without_gil([](std::uintptr_t event_id) {
+               synchronize_event(event_from(event_id), Wait::Interruptible);
+             }));
   module.def("_event_time_ns",
              call_without_gil([](std::uintptr_t event_id) { return event_time_ns(event_from(event_id)); }));
   module.def("_event_elapsed_ms", call_without_gil([](std::uintptr_t start, std::uintptr_t end) {

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <vector>
 
@@ -20,6 +21,7 @@ std::mutex g_mutex;
 std::atomic<bool> g_initialized{false};
 std::atomic<bool> g_finalized{false};
 std::atomic<bool> g_bad_fork{false};
+std::atomic<bool> g_interrupted_exit{false};
 std::atomic<int> g_sync_debug_mode{0};
 std::vector<int> g_visible;  // fixed once initialised
 thread_local int tl_device = 0;
@@ -61,7 +63,9 @@ int device_count() noexcept {
     return static_cast<int>(visible_devices().size());
   } catch (const std::exception& e) {
     static std::once_flag warned;
-    std::call_once(warned, [&] { TORCH_WARN("npu: no device is available: ", e.what()); });
+    std::call_once(warned, [&] {
+      if (warnings_wanted()) TORCH_WARN("npu: no device is available: ", e.what());
+    });
     return 0;
   }
 }
@@ -104,15 +108,43 @@ bool is_initialized() noexcept {
 
 bool in_bad_fork() noexcept { return g_bad_fork.load(std::memory_order_relaxed); }
 
+namespace {
+
+void drain_device(int device, Wait wait) {
+  for (Stream* stream : live_streams(device)) {
+    try {
+      wait_and_throw(stream, wait);
+    } catch (const c10::Error& e) {
+      const char* text = e.what_without_backtrace();
+      if (std::strncmp(text, kForceStop, std::strlen(kForceStop)) == 0) continue;  // the user stopped it
+      std::fprintf(stderr, "npu: an asynchronous error was pending on npu:%d when the process ended: %s\n", device,
+                   text);
+    }
+  }
+}
+
+}  // namespace
+
+void drain() {
+  if (!is_initialized()) return;
+  try {
+    for (int d = 0; d < static_cast<int>(g_visible.size()); ++d) drain_device(d, Wait::Interruptible);
+  } catch (...) {
+    g_interrupted_exit = true;
+    throw;
+  }
+}
+
 void finalize() noexcept {
   g_finalized = true;
   if (!is_initialized()) return;
   for (int d = 0; d < static_cast<int>(g_visible.size()); ++d) {
     try {
-      synchronize_device(d);
-    } catch (const c10::Error& e) {
-      std::fprintf(stderr, "npu: an asynchronous error was pending on npu:%d when the process ended: %s\n", d,
-                   e.what_without_backtrace());
+      if (g_interrupted_exit) {
+        stop_streams(d);  // the user does not want to wait
+      } else {
+        drain_device(d, Wait::Uninterrupted);
+      }
     } catch (const std::exception& e) {
       std::fprintf(stderr, "npu: the device npu:%d did not shut down cleanly: %s\n", d, e.what());
     }
@@ -170,10 +202,26 @@ std::pair<std::size_t, std::size_t> memory_info(int device) {
   return {free_bytes, total};
 }
 
-void synchronize_device(int device) {
+void synchronize_device(int device, Wait wait) {
   initialize();
   check_device_index(device);
-  for (Stream* stream : live_streams(device)) wait_and_throw(stream);
+  npu_error first{}, error;
+  for (Stream* stream : live_streams(device)) {
+    if (wait_and_take_error(stream, wait, &error) && first.status == NPU_OK) first = error;
+  }
+  if (C10_UNLIKELY(first.status != NPU_OK)) throw_task_error(first, "synchronize");
+}
+
+void stop_device(int device) {
+  initialize();
+  check_device_index(device);
+  stop_streams(device);
+}
+
+void restart_device(int device) {
+  initialize();
+  check_device_index(device);
+  resume_streams(device);
 }
 
 void set_sync_debug_mode(int mode) {
@@ -187,7 +235,7 @@ void note_host_synchronization() {
   const int mode = g_sync_debug_mode.load(std::memory_order_relaxed);
   if (C10_LIKELY(mode == 0)) return;
   TORCH_CHECK(mode != 2, "called a synchronizing NPU operation", error_suffix(Submodule::PTA, ErrorCode::ACL));
-  TORCH_WARN("called a synchronizing NPU operation");
+  if (warnings_wanted()) TORCH_WARN("called a synchronizing NPU operation");
 }
 
 }  // namespace npu

@@ -13,6 +13,7 @@
 
 #include "device.h"
 #include "driver_loader.h"
+#include "stream_table.h"
 
 namespace npu {
 namespace {
@@ -147,11 +148,17 @@ std::string error_suffix(Submodule submodule, ErrorCode code) {
   return line;
 }
 
+bool warnings_wanted() noexcept {
+  const char* rank = std::getenv("RANK");
+  return !is_set("TORCH_NPU_WARNING_DISABLE") && (rank == nullptr || *rank == '\0' || std::strcmp(rank, "0") == 0);
+}
+
 void throw_task_error(const npu_error& error, const char* context) {
   std::string text;
   if (error.op[0] != '\0') text = std::string(error.op) + ": ";
   text += error.message[0] == '\0' ? device_code(error.status).meaning : error.message;
-  if (!is_set("ASCEND_LAUNCH_BLOCKING"))
+  const bool stopped = error.status == NPU_ERROR_STOPPED;  // whoever is told has not called anything wrong
+  if (!stopped && !is_set("ASCEND_LAUNCH_BLOCKING"))
     text += std::string("\nThe operator ran asynchronously and its error was found by ") + context +
             ", so the stack shown here may not be where it was called. Set the environment variable "
             "ASCEND_LAUNCH_BLOCKING=1 to get the real one.";
@@ -162,6 +169,11 @@ void throw_task_error(const npu_error& error, const char* context) {
 void throw_driver_error(npu_status status, const char* call) {
   const DeviceCode code = device_code(status);
   const char* detail = driver().last_error();
+  // Frameworks that recover from faults look at the first words.
+  if (status == NPU_ERROR_STOPPED && detail != nullptr &&
+      std::strncmp(detail, kForceStop, std::strlen(kForceStop)) == 0) {
+    throw_status(NPU_ERROR_TASK_FAILED, call, detail + error_suffix(Submodule::PTA, ErrorCode::ACL));
+  }
   std::string text = std::string("NPU function error: ") + call + ", error code is " + std::to_string(code.number) +
                      error_suffix(Submodule::PTA, ErrorCode::ACL) + "\n[Error]: " + code.meaning + ". ";
   if (detail != nullptr) text += detail;

@@ -28,6 +28,9 @@ enum class ErrorCode {
 // "\n[ERROR] <time> (PID:.., Device:.., RankID:..) ERR00001 PTA invalid parameter".
 NPU_RUNTIME_API std::string error_suffix(Submodule submodule, ErrorCode code);
 
+// False under TORCH_NPU_WARNING_DISABLE=1 and on all ranks of a job but the first: plugin warnings are then silent.
+NPU_RUNTIME_API bool warnings_wanted() noexcept;
+
 // Throws the c10 exception that fits `status` (IndexError, ValueError, NotImplementedError, OutOfMemoryError, Error)
 // with the failing op named.  `context` is the host call that found the failure.
 [[noreturn]] NPU_RUNTIME_API void throw_task_error(const npu_error& error, const char* context);

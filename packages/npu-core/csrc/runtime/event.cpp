@@ -50,11 +50,14 @@ bool query_event(const Event* event) {
   return true;
 }
 
-void synchronize_event(const Event* event) {
+void synchronize_event(const Event* event, Wait wait) {
   if (event->native == nullptr) return;
   initialize();
   note_host_synchronization();
-  check(driver().event_synchronize(event->native, -1), "event_synchronize");
+  const auto native = event->native;
+  check(wait_for_device(wait,
+                        [native](std::int64_t timeout_ns) { return driver().event_synchronize(native, timeout_ns); }),
+        "event_synchronize");
   // An event completes on a failed stream too: whoever waits for it must hear of the failure.
   raise_pending_error(event->stream);
 }

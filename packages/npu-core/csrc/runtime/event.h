@@ -23,7 +23,7 @@ NPU_RUNTIME_API void destroy_event(Event* event) noexcept;
 NPU_RUNTIME_API void record_event(Event* event, Stream* stream);
 NPU_RUNTIME_API void wait_event(Event* event, Stream* stream);  // no-op when never recorded
 NPU_RUNTIME_API bool query_event(const Event* event);
-NPU_RUNTIME_API void synchronize_event(const Event* event);
+NPU_RUNTIME_API void synchronize_event(const Event* event, Wait wait = Wait::Uninterrupted);
 // Device time of the record in nanoseconds; waits.  Needs timing.
 NPU_RUNTIME_API std::uint64_t event_time_ns(const Event* event);
 NPU_RUNTIME_API double elapsed_ms(const Event* start, const Event* end);

@@ -48,7 +48,9 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   }
   void* getStreamNativeHandle(const c10::Stream stream) const override { return from(stream); }
   bool queryStream(const c10::Stream& stream) const override { return stream_query(from(stream)); }
-  void synchronizeStream(const c10::Stream& stream) const override { synchronize_stream(from(stream)); }
+  void synchronizeStream(const c10::Stream& stream) const override {
+    synchronize_stream(from(stream), Wait::Interruptible);
+  }
   bool isStreamCapturing(const c10::Stream& /*stream*/) const override { return false; }
 
   void record(void** event, const c10::Stream& stream, const c10::DeviceIndex /*device*/,
@@ -61,7 +63,7 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   }
   bool queryEvent(void* event) const override { return event == nullptr || query_event(from(event)); }
   void synchronizeEvent(void* event) const override {
-    if (event != nullptr) synchronize_event(from(event));
+    if (event != nullptr) synchronize_event(from(event), Wait::Interruptible);
   }
   void destroyEvent(void* event, const c10::DeviceIndex /*device*/) const noexcept override {
     destroy_event(from(event));

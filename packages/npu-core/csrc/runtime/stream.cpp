@@ -8,6 +8,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <string>
 
 #include "device.h"
 #include "driver_loader.h"
@@ -29,6 +30,7 @@ struct DeviceStreams {
 };
 
 std::mutex g_create_mutex;
+std::array<bool, kMaxDevices> g_stopped{};  // guarded by g_create_mutex
 // Streams live as long as the process: torch hands their ids around without ownership.
 std::array<DeviceStreams, kMaxDevices>& all_streams() {
   static auto* streams = new std::array<DeviceStreams, kMaxDevices>();
@@ -57,6 +59,9 @@ Stream* stream_at(int device, StreamKind kind, int index) {
   stream->device = device;
   stream->id = (static_cast<std::int64_t>(kind) << id_shift()) | index;
   check(driver().stream_create(native_device, kind == StreamKind::High ? -1 : 0, &stream->native), "stream_create");
+  if (g_stopped[static_cast<size_t>(device)] && kind != StreamKind::SyncLaunch) {
+    check(driver().stream_stop(stream->native, kForceStop), "stream_stop");
+  }
   slot.store(stream.get(), std::memory_order_release);
   return stream.release();
 }
@@ -81,7 +86,7 @@ int streams_per_pool() {
     const char* value = std::getenv("STREAMS_PER_DEVICE");
     if (value == nullptr || std::strcmp(value, "32") == 0) return kMaxPool;
     if (std::strcmp(value, "8") == 0) return 8;
-    TORCH_WARN("STREAMS_PER_DEVICE should be 8 or 32, but got '", value, "'; 32 is used.");
+    if (warnings_wanted()) TORCH_WARN("STREAMS_PER_DEVICE should be 8 or 32, but got '", value, "'; 32 is used.");
     return kMaxPool;
   }();
   return count;
@@ -145,15 +150,48 @@ bool stream_query(Stream* stream) {
   return true;
 }
 
-void wait_and_throw(Stream* stream) {
-  initialize();
-  npu_status status = driver().stream_synchronize(stream->native, -1);
-  if (C10_UNLIKELY(status == NPU_ERROR_TASK_FAILED)) {
-    npu_error error{};
-    if (driver().stream_take_error(stream->native, &error) != NPU_OK) throw_task_error(error, "synchronize");
-    return;  // another thread has raised it
+void stop_streams(int device) {
+  std::lock_guard lock(g_create_mutex);
+  g_stopped[static_cast<size_t>(device)] = true;
+  const auto id_of_sync_launch = static_cast<std::int64_t>(StreamKind::SyncLaunch);
+  for (Stream* stream : live_streams(device)) {
+    if (stream->id >> id_shift() == id_of_sync_launch) continue;
+    check(driver().stream_stop(stream->native, kForceStop), "stream_stop");
   }
-  check(status, "stream_synchronize");
+}
+
+void resume_streams(int device) {
+  std::lock_guard lock(g_create_mutex);
+  g_stopped[static_cast<size_t>(device)] = false;
+  for (Stream* stream : live_streams(device)) check(driver().stream_resume(stream->native), "stream_resume");
+}
+
+bool wait_and_take_error(Stream* stream, Wait wait, npu_error* error) {
+  initialize();
+  npu_status status;
+  if (wait == Wait::Uninterrupted) {
+    status = driver().stream_synchronize(stream->native, kForeverNs);
+  } else {
+    std::uint64_t ticket = 0;
+    check(driver().stream_ticket(stream->native, &ticket), "stream_ticket");
+    status = wait_for_device(
+        wait, [&](std::int64_t timeout_ns) { return driver().stream_wait(stream->native, ticket, timeout_ns); });
+  }
+  if (C10_LIKELY(status == NPU_OK)) return false;
+  if (status != NPU_ERROR_TASK_FAILED) check(status, "stream_synchronize");
+  const std::string text = driver().last_error();
+  if (driver().stream_take_error(stream->native, error) == NPU_OK) {
+    // Another thread took the error since.  What this thread waited for was dropped all the same.
+    *error = {};
+    error->status = NPU_ERROR_TASK_FAILED;
+    std::strncpy(error->message, text.c_str(), sizeof(error->message) - 1);
+  }
+  return true;
+}
+
+void wait_and_throw(Stream* stream, Wait wait) {
+  npu_error error;
+  if (C10_UNLIKELY(wait_and_take_error(stream, wait, &error))) throw_task_error(error, "synchronize");
 }
 
 void raise_pending_error(Stream* stream) {
@@ -161,22 +199,22 @@ void raise_pending_error(Stream* stream) {
   if (driver().stream_take_error(stream->native, &error) != NPU_OK) throw_task_error(error, "event");
 }
 
-void synchronize_stream(Stream* stream) {
+void synchronize_stream(Stream* stream, Wait wait) {
   note_host_synchronization();
-  wait_and_throw(stream);
+  wait_and_throw(stream, wait);
 }
 
 void launch(Stream* stream, const npu_task& task, const npu_access* /*accesses*/, std::uint32_t /*access_count*/) {
   const npu_status status = tracing() ? launch_traced(stream, task) : driver().stream_submit(stream->native, &task);
   check(status, task.name != nullptr ? task.name : "launch");
-  if (C10_UNLIKELY(launch_blocking())) wait_and_throw(stream);
+  if (C10_UNLIKELY(launch_blocking())) wait_and_throw(stream, Wait::Uninterrupted);
 }
 
 void copy_memory(Stream* stream, void* dst, const void* src, std::size_t bytes) {
   const npu_status status =
       tracing() ? copy_traced(stream, dst, src, bytes) : driver().memory_copy(stream->native, dst, src, bytes);
   check(status, "memory_copy");
-  if (C10_UNLIKELY(launch_blocking())) wait_and_throw(stream);
+  if (C10_UNLIKELY(launch_blocking())) wait_and_throw(stream, Wait::Uninterrupted);
 }
 
 }  // namespace npu

@@ -5,6 +5,7 @@
 #include "export.h"
 #include "npu/driver.h"
 #include "npu/runtime.h"
+#include "wait.h"
 
 // A stream of the runtime: one driver stream with torch's id.  Created on first use, lives as long as the process.
 struct npu_stream {
@@ -34,10 +35,9 @@ NPU_RUNTIME_API int streams_per_pool();
 
 NPU_RUNTIME_API bool stream_query(Stream* stream);
 // Waits and throws the stream's asynchronous error, if any.
-NPU_RUNTIME_API void synchronize_stream(Stream* stream);
-// The same without set_sync_debug_mode's check, which may throw: callers whose task refers to their own memory make it
-// (note_host_synchronization) before they queue the task, and must then wait.
-NPU_RUNTIME_API void wait_and_throw(Stream* stream);
+NPU_RUNTIME_API void synchronize_stream(Stream* stream, Wait wait = Wait::Uninterrupted);
+// The same without the sync-debug check, for callers that have made it (note_host_synchronization).
+NPU_RUNTIME_API void wait_and_throw(Stream* stream, Wait wait = Wait::Uninterrupted);
 
 // Puts a task on the stream.  Observers, ASCEND_LAUNCH_BLOCKING and tracing are applied here and only here.
 NPU_RUNTIME_API void launch(Stream* stream, const npu_task& task, const npu_access* accesses = nullptr,

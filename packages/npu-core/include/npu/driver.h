@@ -36,7 +36,7 @@ typedef enum npu_status {
   NPU_ERROR_TYPE = 7,             /* TypeError */
   NPU_ERROR_SYSTEM = 8,           /* the operating system refused; the message holds errno's text */
   NPU_ERROR_TIMEOUT = 9,
-  NPU_ERROR_STOPPED = 10 /* the driver was shut down or the device stopped */
+  NPU_ERROR_STOPPED = 10 /* the driver was shut down or the stream stopped */
 } npu_status;
 
 #define NPU_ERROR_OP_SIZE 96
@@ -105,7 +105,7 @@ typedef struct npu_memory_handle {
 typedef enum npu_fault_kind {
   NPU_FAULT_NONE = 0,
   NPU_FAULT_FAIL_TASK = 1,  /* the next `count` tasks whose name contains `match` fail with `status` */
-  NPU_FAULT_DELAY_TASK = 2, /* ... are delayed by `delay_ns` before they run (still in stream order) */
+  NPU_FAULT_DELAY_TASK = 2, /* ... start `delay_ns` late, or when NPU_FAULT_NONE comes (in stream order) */
   NPU_FAULT_FAIL_MAP = 3    /* the next `count` memory_map calls return NPU_ERROR_OUT_OF_MEMORY */
 } npu_fault_kind;
 
@@ -183,7 +183,9 @@ typedef struct npu_driver {
   /* Events.  record queues a marker; a later record replaces it.  wait makes later work of `stream` (of any
    * device) wait for the marker that was the newest when wait was called; no-op for a never recorded event.
    * A waiting stream is parked: it never holds an engine.  destroy is legal while waits are pending.
-   * An event also completes on a stream that carries an error. */
+   * An event also completes on a stream that carries an error, and carries that error itself: a stream that waits for
+   * it fails with the same error, unless the error was taken before event_wait was called.  Whoever takes an error that
+   * came through events takes it from the streams it came from, too. */
   npu_status (*event_create)(npu_driver_event** event);
   npu_status (*event_destroy)(npu_driver_event* event);
   npu_status (*event_record)(npu_driver_event* event, npu_driver_stream* stream);
@@ -200,6 +202,18 @@ typedef struct npu_driver {
 
   /* Text of the calling thread's last failed call; never NULL, valid until that thread's next driver call. */
   const char* (*last_error)(void);
+
+  /* Waiting in pieces, so that a host thread can look after other things meanwhile: the ticket stands for everything
+   * submitted so far, and stream_wait is stream_synchronize for what a ticket stands for. */
+  npu_status (*stream_ticket)(npu_driver_stream* stream, uint64_t* ticket);
+  npu_status (*stream_wait)(npu_driver_stream* stream, uint64_t ticket, int64_t timeout_ns); /* blocks */
+
+  /* stop drops the tasks that have not begun (destroy runs, NPU_TASK_ALWAYS runs, events complete), ends a wait for an
+   * event, and makes every later submit, copy, record and wait on the stream return NPU_ERROR_STOPPED with `reason`.
+   * A task that runs is not interrupted; synchronize waits for it and then fails with the same.  resume takes errors
+   * and makes the stream usable again.  Both thread-safe, idempotent. */
+  npu_status (*stream_stop)(npu_driver_stream* stream, const char* reason);
+  npu_status (*stream_resume)(npu_driver_stream* stream);
 } npu_driver;
 
 /* Exported by every driver library. */

@@ -1,4 +1,4 @@
-"""What happens at interpreter exit: drain the devices, report what failed, stop the driver."""
+"""What happens at interpreter exit: wait for the devices, report what failed, stop the driver."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from npu_core import _C
 
 
 def register() -> None:
-    """Arrange for `drain` to run at interpreter exit."""
+    """Arrange for `drain` to run at interpreter exit, and for the end of the driver behind all such handlers."""
+    _C._finalize_at_exit()
     atexit.register(drain)
 
 
 def drain() -> None:
-    """Wait for all devices and end the driver's threads.
+    """Wait for all devices.
 
-    The runtime writes an error nobody has asked for yet to stderr: raising at exit would only hide it.
+    The runtime writes an error nobody has asked for yet to stderr: raising at exit would only hide it. The devices
+    stay usable, for handlers that were registered earlier and so run later. Ctrl-C ends the wait; queued work is then
+    dropped.
     """
-    if _C._is_initialized() and not _C._is_in_bad_fork():
-        _C._finalize()
+    _C._drain()

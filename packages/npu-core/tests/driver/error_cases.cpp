@@ -149,9 +149,218 @@ DRIVER_CASE(events_complete_on_a_failed_stream) {
   CHECK_EQUAL(driver().event_query(event), NPU_ERROR_NOT_READY);
   gate.open();
   CHECK_OK(driver().event_synchronize(event, kPatience));
-  synchronize(other);  // the failure does not spread to a stream that waited
-  CHECK(ran);
+  // The failure reaches the stream that waited: its work would use what was never written.
+  CHECK_EQUAL(driver().stream_synchronize(other, kPatience), NPU_ERROR_TASK_FAILED);
+  CHECK(!ran);
   CHECK_EQUAL(driver().stream_synchronize(failed, kPatience), NPU_ERROR_TASK_FAILED);
+}
+
+DRIVER_CASE(a_failure_spreads_along_events) {
+  need_devices(2);
+  Stream first(0), second(1), third(0);
+  Event event, onward;
+  std::atomic<int> ran{0};
+  Gate gate;
+  gate.hold(first);
+  submit(first, NPU_TASK_COMPUTE, fails_with(NPU_ERROR_INDEX, "index 9 is out of range"), "aten::cause");
+  CHECK_OK(driver().event_record(event, first));
+  CHECK_OK(driver().event_wait(event, second));
+  submit(second, NPU_TASK_COPY, [&ran] { ++ran; });
+  CHECK_OK(driver().event_record(onward, second));
+  CHECK_OK(driver().event_wait(onward, third));
+  submit(third, NPU_TASK_BLOCKING, [&ran] { ++ran; });
+  gate.open();
+  npu_error error{};
+  for (Stream* stream : {&first, &second, &third}) {  // upstream first: each stream tells of what it dropped
+    CHECK_EQUAL(driver().stream_synchronize(*stream, kPatience), NPU_ERROR_TASK_FAILED);
+    CHECK_EQUAL(driver().stream_take_error(*stream, &error), NPU_ERROR_INDEX);
+    CHECK_EQUAL(std::string(error.op), "aten::cause");
+    CHECK_EQUAL(std::string(error.message), "index 9 is out of range");
+  }
+  CHECK_EQUAL(ran.load(), 0);
+  // Everybody knows: waiting for the old events is harmless, and all streams work.
+  CHECK_OK(driver().event_wait(event, second));
+  CHECK_OK(driver().event_wait(onward, third));
+  for (Stream* stream : {&first, &second, &third}) {
+    submit(*stream, NPU_TASK_COMPUTE, [&ran] { ++ran; });
+    synchronize(*stream);
+  }
+  CHECK_EQUAL(ran.load(), 3);
+}
+
+DRIVER_CASE(a_complete_event_still_carries_its_failure) {
+  Stream failed, late;
+  Event event;
+  std::atomic<bool> ran{false};
+  submit(failed, NPU_TASK_COMPUTE, fails_with(NPU_ERROR_TYPE, "the cause"));
+  CHECK_OK(driver().event_record(event, failed));
+  CHECK_OK(driver().event_synchronize(event, kPatience));
+  CHECK_OK(driver().event_wait(event, late));
+  submit(late, NPU_TASK_COMPUTE, [&ran] { ran = true; });
+  CHECK_EQUAL(driver().stream_synchronize(late, kPatience), NPU_ERROR_TASK_FAILED);
+  CHECK(!ran);
+}
+
+DRIVER_CASE(an_error_taken_downstream_is_taken_upstream) {
+  Stream first, second;
+  Event event;
+  std::atomic<int> ran{0};
+  npu_error error{};
+  for (int round = 0; round < 20; ++round) {
+    submit(first, NPU_TASK_COMPUTE, fails_with(NPU_ERROR_TYPE, "the cause"));
+    CHECK_OK(driver().event_record(event, first));
+    CHECK_OK(driver().event_wait(event, second));
+    CHECK_EQUAL(driver().stream_synchronize(second, kPatience), NPU_ERROR_TASK_FAILED);
+    CHECK_EQUAL(driver().stream_take_error(second, &error), NPU_ERROR_TYPE);
+    // Nobody ever synchronises `first`; it works again nevertheless.
+    submit(first, NPU_TASK_COMPUTE, [&ran] { ++ran; });
+    CHECK_OK(driver().event_record(event, first));
+    CHECK_OK(driver().event_wait(event, second));
+    submit(second, NPU_TASK_COMPUTE, [&ran] { ++ran; });
+    synchronize(second);
+    CHECK_EQUAL(ran.load(), 2 * round + 2);
+  }
+  synchronize(first);
+  CHECK_OK(driver().stream_take_error(first, &error));
+}
+
+DRIVER_CASE(an_event_before_the_failure_is_a_good_one) {
+  Stream first, second;
+  Event event;
+  std::atomic<bool> ran{false};
+  Gate gate;
+  gate.hold(first);
+  CHECK_OK(driver().event_record(event, first));
+  submit(first, NPU_TASK_COMPUTE, fails_with(NPU_ERROR_TYPE, "later"));
+  CHECK_OK(driver().event_wait(event, second));
+  submit(second, NPU_TASK_COMPUTE, [&ran] { ran = true; });
+  gate.open();
+  synchronize(second);
+  CHECK(ran);
+  CHECK_EQUAL(driver().stream_synchronize(first, kPatience), NPU_ERROR_TASK_FAILED);
+}
+
+DRIVER_CASE(a_ticket_stands_for_what_was_submitted_before_it) {
+  Stream stream;
+  Gate first, second;
+  uint64_t ticket = 0;
+  first.hold(stream);
+  CHECK_OK(driver().stream_ticket(stream, &ticket));
+  second.hold(stream);
+  CHECK_EQUAL(driver().stream_wait(stream, ticket, kMillisecond), NPU_ERROR_TIMEOUT);
+  first.open();
+  CHECK_OK(driver().stream_wait(stream, ticket, kPatience));
+  CHECK_EQUAL(driver().stream_query(stream), NPU_ERROR_NOT_READY);
+  second.open();
+  synchronize(stream);
+  CHECK_EQUAL(driver().stream_wait(stream, ticket + 1000, 0), NPU_ERROR_INVALID_ARGUMENT);
+  submit(stream, NPU_TASK_COMPUTE, fails_with(NPU_ERROR_TYPE, "the cause"));
+  CHECK_OK(driver().stream_ticket(stream, &ticket));
+  CHECK_EQUAL(driver().stream_wait(stream, ticket, kPatience), NPU_ERROR_TASK_FAILED);
+}
+
+DRIVER_CASE(a_stopped_stream_drops_its_work_and_refuses_more) {
+  static std::atomic<int> destroyed;
+  destroyed = 0;
+  Stream stream, other;
+  Event event, recorded;
+  DeviceMemory memory(64);
+  std::atomic<int> ran{0};
+  Gate gate;
+  gate.hold(stream);
+  gate.await_entered();
+  npu_task task{};
+  task.run = [](void*, npu_error*) { return NPU_OK; };
+  task.destroy = [](void*) { ++destroyed; };
+  CHECK_OK(driver().stream_submit(stream, &task));
+  submit(stream, NPU_TASK_COMPUTE, [&ran] { ran += 100; });
+  submit(stream, NPU_TASK_COMPUTE, [&ran] { ++ran; }, "test::always", NPU_TASK_ALWAYS);
+  CHECK_OK(driver().event_record(recorded, stream));
+  CHECK_OK(driver().stream_stop(stream, "HALT because of a test"));
+  CHECK_OK(driver().stream_stop(stream, "a second reason"));
+  for (npu_status status :
+       {driver().stream_submit(stream, &task), driver().event_record(event, stream),
+        driver().event_wait(recorded, stream), driver().memory_set(stream, memory.address, 1, 64)}) {
+    CHECK_EQUAL(status, NPU_ERROR_STOPPED);
+    CHECK_EQUAL(std::string(driver().last_error()), "HALT because of a test");
+  }
+  CHECK_EQUAL(driver().stream_synchronize(stream, kMillisecond), NPU_ERROR_TIMEOUT);  // the running task runs on
+  gate.open();
+  CHECK_EQUAL(driver().stream_synchronize(stream, kPatience), NPU_ERROR_STOPPED);
+  CHECK_EQUAL(ran.load(), 1);
+  CHECK_EQUAL(destroyed.load(), 1);
+  CHECK_OK(driver().event_query(recorded));
+  npu_error error{};
+  CHECK_EQUAL(driver().stream_take_error(stream, &error), NPU_ERROR_STOPPED);  // and stays
+  CHECK_EQUAL(driver().stream_take_error(stream, &error), NPU_ERROR_STOPPED);
+  submit(other, NPU_TASK_COMPUTE, [&ran] { ++ran; });  // other streams are not concerned
+  synchronize(other);
+  CHECK_OK(driver().stream_resume(stream));
+  CHECK_OK(driver().stream_resume(stream));
+  CHECK_OK(driver().event_wait(recorded, other));  // the old event spreads nothing any more
+  submit(other, NPU_TASK_COMPUTE, [&ran] { ++ran; });
+  submit(stream, NPU_TASK_COMPUTE, [&ran] { ++ran; });
+  synchronize(other);
+  synchronize(stream);
+  CHECK_EQUAL(ran.load(), 4);
+}
+
+DRIVER_CASE(stopping_ends_a_wait_for_an_event) {
+  Stream source, waiting;
+  Event event;
+  std::atomic<int> ran{0};
+  for (int round = 0; round < 50; ++round) {
+    Gate gate;
+    gate.hold(source, NPU_TASK_BLOCKING);
+    CHECK_OK(driver().event_record(event, source));
+    CHECK_OK(driver().event_wait(event, waiting));
+    submit(waiting, NPU_TASK_COMPUTE, [&ran] { ran += 1000; });
+    if (round % 2 == 0) gate.await_entered();
+    CHECK_OK(driver().stream_stop(waiting, "HALT"));
+    CHECK_EQUAL(driver().stream_synchronize(waiting, kPatience), NPU_ERROR_STOPPED);
+    CHECK_EQUAL(driver().event_query(event), NPU_ERROR_NOT_READY);
+    CHECK_OK(driver().stream_resume(waiting));
+    submit(waiting, NPU_TASK_COMPUTE, [&ran] { ++ran; });
+    synchronize(waiting);
+    CHECK_EQUAL(ran.load(), round + 1);
+    gate.open();
+    synchronize(source);
+  }
+}
+
+DRIVER_CASE(stopping_while_others_submit_and_complete_events) {
+  Stream streams[3];
+  Event events[3];
+  std::atomic<bool> done{false};
+  std::atomic<int> submitted{0}, destroyed_or_ran{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 3; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; !done; ++i) {
+        npu_task task{};
+        auto* counter = &destroyed_or_ran;
+        task.payload = &counter;
+        task.payload_size = sizeof(counter);
+        task.run = [](void*, npu_error*) { return NPU_OK; };
+        task.destroy = [](void* payload) { ++**static_cast<std::atomic<int>**>(payload); };
+        if (driver().stream_submit(streams[t], &task) == NPU_OK) ++submitted;
+        driver().event_record(events[t], streams[t]);
+        driver().event_wait(events[(t + i) % 3], streams[t]);
+      }
+    });
+  }
+  for (int round = 0; round < 400 / kScale; ++round) {
+    Stream& stream = streams[round % 3];
+    CHECK_OK(driver().stream_stop(stream, "HALT"));
+    CHECK_OK(driver().stream_resume(stream));
+  }
+  done = true;
+  for (auto& thread : threads) thread.join();
+  for (Stream& stream : streams) {
+    CHECK_OK(driver().stream_resume(stream));  // also takes what came from a stopped one
+    synchronize(stream);
+  }
+  CHECK_EQUAL(destroyed_or_ran.load(), submitted.load());
 }
 
 DRIVER_CASE(streams_fail_on_their_own) {
@@ -287,6 +496,19 @@ DRIVER_CASE(injected_delays_keep_the_order) {
   synchronize(stream);
   CHECK(driver().clock_ns() - begin >= 30 * kMillisecond);
   CHECK(order == (std::vector<int>{1, 2}));
+}
+
+DRIVER_CASE(removing_the_faults_ends_a_delay) {
+  Faults faults;
+  Stream stream;
+  std::atomic<bool> ran{false};
+  faults.inject(NPU_FAULT_DELAY_TASK, 1, "held", NPU_OK, uint64_t{3600} * 1'000'000'000);
+  submit(stream, NPU_TASK_COMPUTE, [&ran] { ran = true; }, "test::held");
+  CHECK_EQUAL(driver().stream_synchronize(stream, 20 * kMillisecond), NPU_ERROR_TIMEOUT);
+  CHECK(!ran);
+  faults.clear();
+  synchronize(stream);
+  CHECK(ran);
 }
 
 DRIVER_CASE(injected_map_failures) {

@@ -1,10 +1,27 @@
 // Streams as queues: order, asynchrony, payloads, back-pressure, many producers.
+#include <unistd.h>
+
+#include <cstdio>
 #include <cstring>
 #include <mutex>
 
 #include "suite.h"
 
 namespace npu::conformance {
+namespace {
+
+// Whether a thread of this process sleeps in the kernel.
+bool sleeps(int thread) {
+  const std::string path = "/proc/self/task/" + std::to_string(thread) + "/stat";
+  char state = '?';
+  if (FILE* file = fopen(path.c_str(), "re")) {
+    if (fscanf(file, "%*d (%*[^)]) %c", &state) != 1) state = '?';
+    fclose(file);
+  }
+  return state == 'S';
+}
+
+}  // namespace
 
 DRIVER_CASE(tasks_run_in_submission_order) {
   Stream stream;
@@ -79,11 +96,13 @@ DRIVER_CASE(synchronize_does_not_wait_for_later_tasks) {
   first.hold(stream);
   first.await_entered();
   std::atomic<bool> returned{false};
+  std::atomic<int> waiter_id{0};
   std::thread waiter([&] {
+    waiter_id = gettid();
     driver().stream_synchronize(stream, -1);
     returned = true;
   });
-  sleep_ms(30);  // the waiter is in the call now
+  EVENTUALLY(waiter_id != 0 && sleeps(waiter_id));  // it is in the call now
   second.hold(stream);
   CHECK(!returned);
   first.open();

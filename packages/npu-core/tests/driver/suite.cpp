@@ -123,9 +123,9 @@ void Gate::hold(npu_driver_stream* stream, npu_task_kind kind) {
 void Gate::await_entered(int count) const { EVENTUALLY(state_->entered >= count); }
 
 void eventually(const std::function<bool()>& condition, const char* what) {
-  auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (!condition()) {
-    if (std::chrono::steady_clock::now() > end) throw Failure(std::string("did not become true within 10 s: ") + what);
+    if (std::chrono::steady_clock::now() > end) throw Failure(std::string("did not become true within 60 s: ") + what);
     usleep(100);
   }
 }

@@ -270,6 +270,19 @@ npu_status stream_synchronize(npu_driver_stream* stream, int64_t) {
   return stream->error.status == NPU_OK ? NPU_OK : fail(NPU_ERROR_TASK_FAILED, stream->error.message);
 }
 
+// Waiting runs everything, so a ticket needs no number.
+npu_status stream_ticket(npu_driver_stream*, uint64_t* ticket) {
+  *ticket = 0;
+  return NPU_OK;
+}
+
+npu_status stream_wait(npu_driver_stream* stream, uint64_t, int64_t timeout_ns) {
+  return stream_synchronize(stream, timeout_ns);
+}
+
+npu_status stream_stop(npu_driver_stream*, const char*) { return fail(NPU_ERROR_NOT_SUPPORTED, "no stopping here"); }
+npu_status stream_resume(npu_driver_stream*) { return fail(NPU_ERROR_NOT_SUPPORTED, "no stopping here"); }
+
 npu_status stream_take_error(npu_driver_stream* stream, npu_error* error) {
   *error = stream->error;
   stream->error.status = NPU_OK;
@@ -391,6 +404,10 @@ const npu_driver kDriver = {
     .clock_ns = clock_ns,
     .inject_fault = inject_fault,
     .last_error = last_error,
+    .stream_ticket = stream_ticket,
+    .stream_wait = stream_wait,
+    .stream_stop = stream_stop,
+    .stream_resume = stream_resume,
 };
 
 }  // namespace

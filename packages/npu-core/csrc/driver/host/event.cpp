@@ -30,6 +30,16 @@ bool Marker::park(Stream* stream) {
   return true;
 }
 
+bool Marker::unpark(Stream* stream) {
+  std::lock_guard lock(lock_);
+  for (Stream** link = &parked_; *link != nullptr; link = &(*link)->next) {
+    if (*link != stream) continue;
+    *link = stream->next;
+    return true;
+  }
+  return false;
+}
+
 bool Marker::wait(int64_t deadline_ns, int64_t spin_ns) {
   if (done()) return true;
   if (deadline_ns != kForever) spin_ns = std::min(spin_ns, deadline_ns - now_ns());

@@ -3,7 +3,10 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
+#include <utility>
 
+#include "failure.h"
 #include "npu/driver.h"
 #include "spin_lock.h"
 
@@ -25,12 +28,18 @@ class Marker {
   bool done() const { return state_.load(std::memory_order_acquire) == kDone; }
   uint64_t stream_id() const { return stream_id_; }
   int64_t time_ns() const { return time_ns_; }  // valid once done
+  // The error the stream carried when it came here.  Set before complete(), read once done.
+  void set_failure(std::shared_ptr<Failure> failure) { failure_ = std::move(failure); }
+  const std::shared_ptr<Failure>& failure() const { return failure_; }
+  bool failed() const { return failure_ != nullptr && !failure_->taken.load(std::memory_order_acquire); }
 
   // Marks the point as reached and returns the streams that were parked on it (linked by Stream::next); their
   // ownership passes to the caller.
   Stream* complete();
   // Parks `stream`, whose ownership the marker takes over; false when the marker is complete already.
   bool park(Stream* stream);
+  // Takes `stream` back, and its ownership to the caller; false when it is not parked here (any more).
+  bool unpark(Stream* stream);
   bool wait(int64_t deadline_ns, int64_t spin_ns);
 
  private:
@@ -41,6 +50,7 @@ class Marker {
   std::atomic<uint32_t> state_{kPending};
   const uint64_t stream_id_;
   int64_t time_ns_ = 0;
+  std::shared_ptr<Failure> failure_;
   SpinLock lock_;
   Stream* parked_ = nullptr;
 };

@@ -1,22 +1,12 @@
 #include "fault_injection.h"
 
-#include <time.h>
-
-#include <cerrno>
+#include <algorithm>
 #include <cstring>
 
+#include "clock.h"
 #include "error.h"
 
 namespace npu::host {
-namespace {
-
-void sleep_for(uint64_t nanoseconds) {
-  timespec left{static_cast<time_t>(nanoseconds / 1'000'000'000), static_cast<long>(nanoseconds % 1'000'000'000)};
-  while (nanosleep(&left, &left) != 0 && errno == EINTR) {
-  }
-}
-
-}  // namespace
 
 npu_status FaultInjection::add(const npu_fault& fault) {
   if (fault.kind == NPU_FAULT_NONE) {
@@ -49,6 +39,8 @@ void FaultInjection::clear() {
   std::lock_guard lock(mutex_);
   faults_.clear();
   active_.store(false, std::memory_order_release);
+  cleared_.fetch_add(1, std::memory_order_release);
+  futex_wake_all(cleared_);
 }
 
 bool FaultInjection::take(int32_t kind, const char* name, npu_fault* taken) {
@@ -66,8 +58,14 @@ bool FaultInjection::take(int32_t kind, const char* name, npu_fault* taken) {
 npu_status FaultInjection::strike_task(const char* name) {
   if (name == nullptr) return NPU_OK;
   npu_fault fault;
-  // On the engine's own thread: a delayed task occupies its engine as a slow one would.
-  if (take(NPU_FAULT_DELAY_TASK, name, &fault)) sleep_for(fault.delay_ns);
+  uint32_t before = cleared_.load(std::memory_order_acquire);
+  if (take(NPU_FAULT_DELAY_TASK, name, &fault)) {
+    // On the engine's own thread: a delayed task occupies its engine as a slow one would.  clear() ends the delay.
+    constexpr uint64_t kLongest = uint64_t{1} << 60;
+    int64_t deadline = now_ns() + static_cast<int64_t>(std::min(fault.delay_ns, kLongest));
+    while (cleared_.load(std::memory_order_acquire) == before && futex_wait(cleared_, before, deadline)) {
+    }
+  }
   return take(NPU_FAULT_FAIL_TASK, name, &fault) ? static_cast<npu_status>(fault.status) : NPU_OK;
 }
 

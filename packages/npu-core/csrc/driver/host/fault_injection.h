@@ -5,6 +5,7 @@
 #include <mutex>
 #include <vector>
 
+#include "futex.h"
 #include "npu/driver.h"
 
 namespace npu::host {
@@ -12,7 +13,7 @@ namespace npu::host {
 class FaultInjection {
  public:
   npu_status add(const npu_fault& fault);  // NPU_FAULT_NONE removes all
-  void clear();
+  void clear();                            // also ends delays under way
 
   // One relaxed load when nothing is injected.
   bool active() const { return active_.load(std::memory_order_relaxed); }
@@ -29,6 +30,7 @@ class FaultInjection {
   std::atomic<bool> active_{false};
   std::mutex mutex_;
   std::vector<npu_fault> faults_;
+  std::atomic<uint32_t> cleared_{0};  // how often; delayed tasks sleep on it
 };
 
 }  // namespace npu::host

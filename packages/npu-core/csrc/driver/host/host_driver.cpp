@@ -229,7 +229,7 @@ npu_status stream_destroy(npu_driver_stream* handle) {
   if (thread_role().is_engine || thread_role().stream == stream) {
     return fail(NPU_ERROR_INVALID_ARGUMENT, "%s: called from a task, which it would have to wait for", kCall);
   }
-  npu_status status = stream->check_open(kCall);
+  npu_status status = stream->check_not_closed(kCall);
   if (status == NPU_OK) {
     stream->close();
     stream->drain();
@@ -261,22 +261,65 @@ npu_status stream_submit(npu_driver_stream* stream, const npu_task* task) {
 npu_status stream_query(npu_driver_stream* stream) {
   NPU_RETURN_IF_FAILED(running("stream_query"));
   NPU_RETURN_IF_FAILED(not_null("stream_query", "stream", stream));
-  NPU_RETURN_IF_FAILED(unwrap(stream)->check_open("stream_query"));
+  NPU_RETURN_IF_FAILED(unwrap(stream)->check_not_closed("stream_query"));
   return unwrap(stream)->idle() ? NPU_OK : NPU_ERROR_NOT_READY;
 }
 
 npu_status stream_synchronize(npu_driver_stream* stream, int64_t timeout_ns) {
   NPU_RETURN_IF_FAILED(running("stream_synchronize"));
   NPU_RETURN_IF_FAILED(not_null("stream_synchronize", "stream", stream));
-  NPU_RETURN_IF_FAILED(unwrap(stream)->check_open("stream_synchronize"));
-  return unwrap(stream)->synchronize(deadline_after(timeout_ns));
+  NPU_RETURN_IF_FAILED(unwrap(stream)->check_not_closed("stream_synchronize"));
+  return unwrap(stream)->synchronize(unwrap(stream)->ticket(), deadline_after(timeout_ns));
+}
+
+npu_status stream_ticket(npu_driver_stream* stream, uint64_t* ticket) {
+  NPU_RETURN_IF_FAILED(running("stream_ticket"));
+  NPU_RETURN_IF_FAILED(not_null("stream_ticket", "stream", stream));
+  NPU_RETURN_IF_FAILED(not_null("stream_ticket", "ticket", ticket));
+  NPU_RETURN_IF_FAILED(unwrap(stream)->check_not_closed("stream_ticket"));
+  *ticket = unwrap(stream)->ticket();
+  return NPU_OK;
+}
+
+npu_status stream_wait(npu_driver_stream* stream, uint64_t ticket, int64_t timeout_ns) {
+  constexpr const char* kCall = "stream_wait";
+  NPU_RETURN_IF_FAILED(running(kCall));
+  NPU_RETURN_IF_FAILED(not_null(kCall, "stream", stream));
+  NPU_RETURN_IF_FAILED(unwrap(stream)->check_not_closed(kCall));
+  if (ticket > unwrap(stream)->ticket()) {
+    return fail(NPU_ERROR_INVALID_ARGUMENT, "%s: the ticket is of another stream: it stands for %llu tasks", kCall,
+                static_cast<unsigned long long>(ticket));
+  }
+  return unwrap(stream)->synchronize(ticket, deadline_after(timeout_ns));
+}
+
+npu_status stream_stop(npu_driver_stream* stream, const char* reason) {
+  constexpr const char* kCall = "stream_stop";
+  NPU_RETURN_IF_FAILED(running(kCall));
+  NPU_RETURN_IF_FAILED(not_null(kCall, "stream", stream));
+  NPU_RETURN_IF_FAILED(not_null(kCall, "reason", reason));
+  NPU_RETURN_IF_FAILED(unwrap(stream)->check_not_closed(kCall));
+  unwrap(stream)->stop(reason);
+  return NPU_OK;
+}
+
+npu_status stream_resume(npu_driver_stream* stream) {
+  constexpr const char* kCall = "stream_resume";
+  NPU_RETURN_IF_FAILED(running(kCall));
+  NPU_RETURN_IF_FAILED(not_null(kCall, "stream", stream));
+  NPU_RETURN_IF_FAILED(unwrap(stream)->check_not_closed(kCall));
+  if (thread_role().is_engine || thread_role().stream != nullptr) {
+    return fail(NPU_ERROR_INVALID_ARGUMENT, "%s: called from a task, which it may have to wait for", kCall);
+  }
+  unwrap(stream)->resume();
+  return NPU_OK;
 }
 
 npu_status stream_take_error(npu_driver_stream* stream, npu_error* error) {
   NPU_RETURN_IF_FAILED(running("stream_take_error"));
   NPU_RETURN_IF_FAILED(not_null("stream_take_error", "stream", stream));
   NPU_RETURN_IF_FAILED(not_null("stream_take_error", "error", error));
-  NPU_RETURN_IF_FAILED(unwrap(stream)->check_open("stream_take_error"));
+  NPU_RETURN_IF_FAILED(unwrap(stream)->check_not_closed("stream_take_error"));
   return unwrap(stream)->take_error(error);
 }
 
@@ -385,7 +428,8 @@ npu_status event_wait(npu_driver_event* event, npu_driver_stream* stream) {
   NPU_RETURN_IF_FAILED(unwrap(stream)->check_open("event_wait"));
   Marker* marker = unwrap(event)->newest();
   if (marker == nullptr) return NPU_OK;
-  if (marker->done() || marker->stream_id() == unwrap(stream)->id()) {  // nothing to wait for, or in order anyway
+  // Nothing to wait for and no failure to hear of, or in order anyway.
+  if ((marker->done() && !marker->failed()) || marker->stream_id() == unwrap(stream)->id()) {
     marker->release();
     return NPU_OK;
   }
@@ -485,6 +529,10 @@ const npu_driver kTable = {
     .clock_ns = clock_ns,
     .inject_fault = inject_fault,
     .last_error = last_error,
+    .stream_ticket = stream_ticket,
+    .stream_wait = stream_wait,
+    .stream_stop = stream_stop,
+    .stream_resume = stream_resume,
 };
 
 }  // namespace

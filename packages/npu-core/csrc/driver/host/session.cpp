@@ -93,6 +93,7 @@ npu_status Session::stop() {
     for (Stream* stream : streams) stream->retain();
     streams_.clear();
   }
+  for (auto& device : devices_) device->faults.clear();  // nobody is left to end a delay
   // All are closed before any is drained: a stream may wait for an event of another one, never for a later task.
   for (Stream* stream : streams) stream->close();
   for (Stream* stream : streams) stream->drain();

@@ -21,11 +21,20 @@ Stream::Stream(Device& device, int32_t priority, int64_t spin_ns)
       spin_ns_(spin_ns),
       id_(next_stream_id.fetch_add(1, std::memory_order_relaxed)) {}
 
-npu_status Stream::check_open(const char* call) const {
-  if (!closed_.load(std::memory_order_relaxed)) [[likely]]
+npu_status Stream::check_not_closed(const char* call) const {
+  if (state_.load(std::memory_order_relaxed) != State::closed) [[likely]]
     return NPU_OK;
   return fail(NPU_ERROR_STOPPED, "%s: the stream was destroyed, or the driver was shut down since it was created",
               call);
+}
+
+npu_status Stream::check_open(const char* call) const {
+  if (state_.load(std::memory_order_relaxed) == State::open) [[likely]]
+    return NPU_OK;
+  npu_status status = check_not_closed(call);
+  if (status != NPU_OK) return status;
+  std::lock_guard lock(error_mutex_);
+  return failure_ == nullptr ? NPU_OK : fail(NPU_ERROR_STOPPED, "%s", failure_->error.message);  // NULL: resumed now
 }
 
 npu_status Stream::submit(const npu_task& task, SlotKind kind) {
@@ -34,8 +43,10 @@ npu_status Stream::submit(const npu_task& task, SlotKind kind) {
     std::unique_lock lock(lock_);
     uint64_t tail;
     for (;;) {
-      if (closed_.load(std::memory_order_relaxed)) [[unlikely]]
-        return check_open("stream_submit");
+      if (state_.load(std::memory_order_relaxed) != State::open) [[unlikely]] {
+        npu_status status = check_open("stream_submit");
+        if (status != NPU_OK) return status;
+      }
       tail = tail_.load(std::memory_order_relaxed);
       if (tail - known_head_ < TaskRing::kSlots) [[likely]]
         break;
@@ -92,8 +103,7 @@ npu_status Stream::wait_for_space(uint64_t tail) {
   return NPU_OK;
 }
 
-npu_status Stream::synchronize(int64_t deadline_ns) {
-  uint64_t target = tail_.load(std::memory_order_acquire);
+npu_status Stream::synchronize(uint64_t target, int64_t deadline_ns) {
   if (completion_.value() < target) {
     const ThreadRole& role = thread_role();
     if (role.is_engine || role.stream == this) {
@@ -107,35 +117,130 @@ npu_status Stream::synchronize(int64_t deadline_ns) {
   if (!poisoned_.load(std::memory_order_acquire)) [[likely]]
     return NPU_OK;
   std::lock_guard lock(error_mutex_);
-  if (error_.status == NPU_OK) return NPU_OK;  // another thread took it meanwhile
-  return fail(NPU_ERROR_TASK_FAILED, "task \"%s\" failed: %s", error_.op, error_.message);
+  const Failure* failure = unread_failure();
+  if (failure == nullptr) return NPU_OK;  // another thread took it meanwhile
+  const npu_error& error = failure->error;
+  if (state_.load(std::memory_order_relaxed) == State::stopped) return fail(NPU_ERROR_STOPPED, "%s", error.message);
+  return fail(NPU_ERROR_TASK_FAILED, "task \"%s\" failed: %s", error.op, error.message);
 }
 
 npu_status Stream::take_error(npu_error* error) {
   std::lock_guard lock(error_mutex_);
-  if (error_.status == NPU_OK) {
+  Failure* failure = unread_failure();
+  if (failure == nullptr) {
     error->status = NPU_OK;
     error->reserved = 0;
     error->op[0] = error->message[0] = '\0';
     return NPU_OK;
   }
-  *error = error_;
-  error_.status = NPU_OK;
-  poisoned_.store(false, std::memory_order_release);
+  *error = failure->error;
+  if (state_.load(std::memory_order_relaxed) != State::stopped) {
+    for (Failure* known = failure; known != nullptr; known = known->cause.get()) {
+      known->taken.store(true, std::memory_order_release);
+    }
+    failure_.reset();
+    poisoned_.store(false, std::memory_order_release);
+  }
   return fail(static_cast<npu_status>(error->status), "task \"%s\" failed: %s", error->op, error->message);
+}
+
+Failure* Stream::unread_failure() const {
+  return failure_ != nullptr && !failure_->taken.load(std::memory_order_acquire) ? failure_.get() : nullptr;
+}
+
+void Stream::keep_failure(std::shared_ptr<Failure> failure) {
+  failure_ = std::move(failure);
+  poisoned_.store(true, std::memory_order_release);
 }
 
 void Stream::keep_error(npu_status status, const char* op, const char* message) {
   std::lock_guard lock(error_mutex_);
-  if (error_.status != NPU_OK) return;  // the first failure is the cause, later ones its consequences
-  error_.status = status;
-  copy_text(error_.op, sizeof(error_.op), op != nullptr ? op : "");
+  if (unread_failure() != nullptr) return;  // the first failure is the cause, later ones its consequences
+  auto failure = std::make_shared<Failure>();
+  npu_error& error = failure->error;
+  error.status = status;
+  copy_text(error.op, sizeof(error.op), op != nullptr ? op : "");
   if (*message == '\0') {
-    snprintf(error_.message, sizeof(error_.message), "the task failed with status %d and no message", status);
+    snprintf(error.message, sizeof(error.message), "the task failed with status %d and no message", status);
   } else {
-    copy_text(error_.message, sizeof(error_.message), message);
+    copy_text(error.message, sizeof(error.message), message);
   }
-  poisoned_.store(true, std::memory_order_release);
+  keep_failure(std::move(failure));
+}
+
+// Whether tasks are to be dropped.  An error that was taken from a stream further on ends here.
+bool Stream::dropping() {
+  if (!poisoned_.load(std::memory_order_relaxed)) [[likely]]
+    return false;
+  std::lock_guard lock(error_mutex_);
+  if (unread_failure() != nullptr) return true;
+  failure_.reset();
+  poisoned_.store(false, std::memory_order_release);
+  return false;
+}
+
+void Stream::reach(Marker* marker) {
+  if (poisoned_.load(std::memory_order_relaxed)) [[unlikely]] {
+    std::lock_guard lock(error_mutex_);
+    if (unread_failure() != nullptr) marker->set_failure(failure_);
+  }
+  complete_marker(marker);
+}
+
+bool Stream::pass(Marker* marker) {
+  {
+    std::lock_guard lock(park_lock_);
+    parked_on_ = nullptr;
+    if (!marker->done()) {
+      if (state_.load(std::memory_order_relaxed) == State::stopped) return true;
+      parked_on_ = marker;
+      if (marker->park(this)) return false;  // from here on the stream may be somebody else's
+      parked_on_ = nullptr;
+    }
+  }
+  // What follows would work on what the other stream never wrote.
+  const std::shared_ptr<Failure>& cause = marker->failure();
+  if (cause != nullptr) [[unlikely]] {
+    std::lock_guard lock(error_mutex_);
+    if (unread_failure() == nullptr) {
+      auto failure = std::make_shared<Failure>();
+      failure->error = cause->error;
+      if (cause->error.status != NPU_ERROR_STOPPED) failure->cause = cause;  // only resume ends that one
+      keep_failure(std::move(failure));
+    }
+  }
+  return true;
+}
+
+void Stream::stop(const char* reason) {
+  auto failure = std::make_shared<Failure>();
+  failure->error.status = NPU_ERROR_STOPPED;
+  copy_text(failure->error.message, sizeof(failure->error.message), reason);
+  Marker* marker;
+  {
+    std::lock_guard lock(lock_);
+    std::lock_guard error_lock(error_mutex_);
+    std::lock_guard park_lock(park_lock_);
+    if (state_.load(std::memory_order_relaxed) != State::open) return;
+    keep_failure(std::move(failure));
+    state_.store(State::stopped, std::memory_order_relaxed);
+    marker = parked_on_;
+    if (marker != nullptr) marker->retain();
+  }
+  if (marker == nullptr) return;
+  if (marker->unpark(this)) dispatch(*this);
+  marker->release();
+}
+
+void Stream::resume() {
+  if (state_.load(std::memory_order_relaxed) == State::stopped) drain();
+  std::lock_guard lock(lock_);
+  if (state_.load(std::memory_order_relaxed) == State::closed) return;
+  std::lock_guard error_lock(error_mutex_);
+  if (failure_ != nullptr) failure_->taken.store(true, std::memory_order_release);  // its events stop spreading it
+  failure_.reset();
+  poisoned_.store(false, std::memory_order_release);
+  state_.store(State::open, std::memory_order_relaxed);
 }
 
 npu_status Stream::run_guarded(Slot& slot, void* payload, npu_error& scratch) {
@@ -156,7 +261,7 @@ npu_status Stream::run_guarded(Slot& slot, void* payload, npu_error& scratch) {
 void Stream::execute(Slot& slot, npu_error& scratch) {
   void* payload = slot.payload();
   // `run` and `destroy` must not throw; an exception that does come must not end the engine.
-  if (!poisoned_.load(std::memory_order_relaxed) || (slot.flags & NPU_TASK_ALWAYS) != 0) [[likely]] {
+  if (!dropping() || (slot.flags & NPU_TASK_ALWAYS) != 0) [[likely]] {
     npu_status status;
     scratch.message[0] = '\0';
     try {
@@ -183,7 +288,7 @@ void Stream::execute(Slot& slot, npu_error& scratch) {
 
 void Stream::close() {
   std::lock_guard lock(lock_);
-  closed_.store(true, std::memory_order_relaxed);
+  state_.store(State::closed, std::memory_order_relaxed);
 }
 
 void Stream::drain() { completion_.wait(tail_.load(std::memory_order_acquire), kForever, spin_ns_); }

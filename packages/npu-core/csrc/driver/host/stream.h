@@ -20,6 +20,7 @@
 #include "completion.h"
 #include "device.h"
 #include "event.h"
+#include "failure.h"
 #include "npu/driver.h"
 #include "spin_lock.h"
 #include "task_ring.h"
@@ -58,11 +59,17 @@ class Stream {
 
   // ---- any thread ----
   npu_status submit(const npu_task& task, SlotKind kind);
-  npu_status check_open(const char* call) const;  // STOPPED with a text once closed
+  npu_status check_open(const char* call) const;  // STOPPED with a text once closed or stopped
+  npu_status check_not_closed(const char* call) const;
   bool idle() const { return completion_.value() >= tail_.load(std::memory_order_acquire); }
-  npu_status synchronize(int64_t deadline_ns);
+  uint64_t ticket() const { return tail_.load(std::memory_order_acquire); }
+  npu_status synchronize(uint64_t ticket, int64_t deadline_ns);
   npu_status take_error(npu_error* error);
   bool pending() const { return tail_.load(std::memory_order_acquire) != completion_.value_for_owner(); }
+
+  // Drops what is queued and refuses further tasks with `reason` until resume.
+  void stop(const char* reason);
+  void resume();
 
   // Refuses further tasks; then waits for those queued.
   void close();
@@ -101,10 +108,18 @@ class Stream {
   npu_status run_guarded(Slot& slot, void* payload, npu_error& scratch);
   npu_status wait_for_space(uint64_t tail);
   void keep_error(npu_status status, const char* op, const char* message);
+  void keep_failure(std::shared_ptr<Failure> failure);  // error_mutex_ is held
+  // The error nobody has taken yet, also from another stream; error_mutex_ is held.
+  Failure* unread_failure() const;
+  bool dropping();
+  // Signals, by the owner.
+  void reach(Marker* marker);
+  bool pass(Marker* marker);  // false: parked
 
   // Producers.
+  enum class State : uint8_t { open, stopped, closed };
   alignas(64) SpinLock lock_;
-  std::atomic<bool> closed_{false};
+  std::atomic<State> state_{State::open};
   Owner owner_ = Owner::nobody;
   uint64_t known_head_ = 0;
   TaskRing ring_;
@@ -120,13 +135,12 @@ class Stream {
   const uint64_t id_;
 
   std::atomic<uint32_t> references_{1};
-  std::mutex error_mutex_;
-  npu_error error_{};
+  mutable std::mutex error_mutex_;
+  std::shared_ptr<Failure> failure_;
+  SpinLock park_lock_;
+  Marker* parked_on_ = nullptr;  // while the owner parks the stream or it is parked; guarded by park_lock_
   std::unique_ptr<BlockingThread> own_thread_;
 };
-
-// Completes the marker of a record slot and dispatches the streams parked on it (scheduler.cpp).
-void complete_marker(Marker* marker);
 
 inline Marker* marker_of(Slot& slot) {
   Marker* marker;
@@ -150,8 +164,8 @@ Outcome Stream::run(uint32_t accepted, npu_error& scratch, Interrupted&& interru
     if (is_signal(slot.kind)) {
       Marker* marker = marker_of(slot);
       if (slot.kind == kRecordSlot) {
-        complete_marker(marker);
-      } else if (marker->park(this)) {
+        reach(marker);
+      } else if (!pass(marker)) {
         return Outcome::parked;
       }
       marker->release();

@@ -18,8 +18,11 @@ from torch_npu.npu.amp.autocast_mode import (
 from torch_npu.npu.determinism import *
 from torch_npu.npu.devices import *
 from torch_npu.npu.devices import _exchange_device, _get_device_index, _maybe_exchange_device
+from torch_npu.npu.fault_tolerance import *
+from torch_npu.npu.fault_tolerance import _get_uce_addr
 from torch_npu.npu.initialization import *
 from torch_npu.npu.initialization import DeferredNpuCallError, _is_in_bad_fork, _lazy_call, _lazy_init
+from torch_npu.npu.limits import *
 from torch_npu.npu.memory import *
 from torch_npu.npu.options import *
 from torch_npu.npu.overflow import *
