@@ -41,6 +41,9 @@ struct Kernels {
   // out = in * (mask ? scale : 0)
   void (*scale_by_mask[kFloatTypes])(void* out, const void* in, const std::uint8_t* mask, std::int64_t count,
                                      float scale);
+  // floor(word * range / 2^32).  Returns whether the low half of a product was below range: those values come up too
+  // often unless some of them are drawn again.
+  bool (*below_word)(std::uint32_t* out, const Draw& draw, std::uint32_t range);
   // floor(x * range / 2^64) for 64-bit numbers x of two words each: value i of a block of 32 has words i and 32 + i.
   // `draw` counts values; its begin is a multiple of kBlock.
   void (*below)(std::uint32_t* out, const Draw& draw, std::uint32_t range);

@@ -75,7 +75,7 @@ void run_bernoulli_tensor(const at::Tensor& self, const at::Tensor& probabilitie
   // result is written.
   on_contiguous(self, fill);
   TORCH_CHECK(valid.load(),
-              "bernoulli: expected all probabilities to be in [0, 1] (p_in >= 0 && p_in <= 1), but at "
+              "expected all probabilities to be in [0, 1] (p_in >= 0 && p_in <= 1), but at "
               "least one is not");
 }
 

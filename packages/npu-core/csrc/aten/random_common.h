@@ -3,12 +3,14 @@
 // only: not on timing, stream, layout or number of threads.
 #include <ATen/Dispatch.h>
 #include <ATen/MemoryOverlap.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
+#include <mutex>
 #include <optional>
 
 #include "launch_op.h"
@@ -34,11 +36,37 @@ inline PhiloxState reserve_for(const at::Tensor& self, const OptGenerator& gener
   return reserve_words(self, generator, self.numel(), self.scalar_type() == at::kDouble ? 2 : 1);
 }
 
+// body(begin, end) for parts of [0, count), at least `grain` long, on the engine's team.  at::parallel_for would be
+// compiled into this library and know no OpenMP here; this is the one inside torch.
+template <class Body>
+void in_parallel(std::int64_t count, std::int64_t grain, const Body& body) {
+  if (count <= grain) {
+    if (count > 0) body(std::int64_t{0}, count);
+    return;
+  }
+  struct Call {
+    const Body& body;
+    std::mutex mutex;
+    std::exception_ptr error;
+  } call{body, {}, nullptr};
+  const auto run = [](std::int64_t begin, std::int64_t end, void* context) {
+    Call& c = *static_cast<Call*>(context);
+    try {
+      c.body(begin, end);
+    } catch (...) {
+      std::lock_guard lock(c.mutex);
+      if (!c.error) c.error = std::current_exception();
+    }
+  };
+  TORCH_CHECK(torch_parallel_for(0, count, grain, run, &call) == 0, "torch_parallel_for failed over ", count, " items");
+  if (call.error) std::rethrow_exception(call.error);
+}
+
 // body(draw) for the chunks of `count` values.
 template <class Body>
 void for_chunks(std::int64_t count, PhiloxState state, const Body& body) {
   const std::int64_t chunks = (count + philox::kChunk - 1) / philox::kChunk;
-  at::parallel_for(0, chunks, /*grain_size=*/4, [&](std::int64_t from, std::int64_t to) {
+  in_parallel(chunks, /*grain=*/4, [&](std::int64_t from, std::int64_t to) {
     for (std::int64_t c = from; c < to; ++c) {
       const std::int64_t begin = c * philox::kChunk;
       body(philox::Draw{state.seed, state.offset, begin, std::min(philox::kChunk, count - begin)});

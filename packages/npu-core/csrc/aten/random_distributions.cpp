@@ -28,7 +28,7 @@ PhiloxState reserve_streams(const at::Tensor& on, const OptGenerator& generator)
 template <class T, class Sample>
 void sample_each(const at::Tensor& out, PhiloxState state, const Sample& sample) {
   T* to = out.mutable_data_ptr<T>();
-  at::parallel_for(0, out.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+  in_parallel(out.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       philox::Stream stream(state, i);
       to[i] = static_cast<T>(sample(i, stream));
@@ -44,7 +44,7 @@ void run_poisson(const at::Tensor& out, const at::Tensor& self, PhiloxState stat
     const auto* rate = rates.const_data_ptr<scalar_t>();
     sample_each<scalar_t>(out, state, [&](std::int64_t i, philox::Stream& stream) {
       const auto value = static_cast<double>(rate[i]);
-      TORCH_CHECK(!(value < 0.0), "poisson: invalid Poisson rate, expected rate to be non-negative, but got ", value);
+      TORCH_CHECK(!(value < 0.0), "invalid Poisson rate, expected rate to be non-negative, but got ", value);
       return sample_poisson(value, stream);
     });
   });
@@ -85,8 +85,8 @@ at::Tensor binomial(const at::Tensor& count, const at::Tensor& prob, OptGenerato
 
 // ---- gamma, dirichlet ---------------------------------------------------------------------------------------------
 
-void check_concentration(double value, const char* op) {
-  TORCH_CHECK(!(value < 0.0), op, ": expected all concentrations to be >= 0, but got ", value);
+void check_concentration(double value) {
+  TORCH_CHECK(!(value < 0.0), "expected all concentrations to be >= 0, but got ", value);
 }
 
 void run_standard_gamma(const at::Tensor& out, const at::Tensor& self, PhiloxState state) {
@@ -96,7 +96,7 @@ void run_standard_gamma(const at::Tensor& out, const at::Tensor& self, PhiloxSta
     const auto smallest = static_cast<double>(std::numeric_limits<scalar_t>::min());
     sample_each<scalar_t>(out, state, [&](std::int64_t i, philox::Stream& stream) {
       const auto value = static_cast<double>(shape[i]);
-      check_concentration(value, "_standard_gamma");
+      check_concentration(value);
       const double sample = std::exp(sample_log_gamma(value, stream));
       return sample < smallest ? smallest : sample;  // never 0: its logarithm and gradient are wanted
     });
@@ -121,19 +121,19 @@ void run_dirichlet(const at::Tensor& out, const at::Tensor& self, PhiloxState st
     auto* to = out.mutable_data_ptr<scalar_t>();
     const auto smallest = static_cast<double>(std::numeric_limits<scalar_t>::min());
     const double largest = 1.0 - static_cast<double>(std::numeric_limits<scalar_t>::epsilon()) / 2.0;
-    at::parallel_for(0, rows, std::max<std::int64_t>(1, kGrain / size), [&](std::int64_t begin, std::int64_t end) {
+    in_parallel(rows, std::max<std::int64_t>(1, kGrain / size), [&](std::int64_t begin, std::int64_t end) {
       std::vector<double> log_gamma(static_cast<size_t>(size));
       for (std::int64_t r = begin; r < end; ++r) {
         double top = -std::numeric_limits<double>::infinity(), sum = 0.0;
         for (std::int64_t j = 0; j < size; ++j) {
           const auto value = static_cast<double>(shape[r * size + j]);
-          check_concentration(value, "_sample_dirichlet");
+          check_concentration(value);
           philox::Stream stream(state, r * size + j);
           log_gamma[static_cast<size_t>(j)] = sample_log_gamma(value, stream);
           top = std::max(top, log_gamma[static_cast<size_t>(j)]);
         }
         TORCH_CHECK(top > -std::numeric_limits<double>::infinity(),
-                    "_sample_dirichlet: expected a concentration > 0 in each row, but got a row without one");
+                    "expected a concentration > 0 in each row, but got a row without one");
         for (double& value : log_gamma) {
           value = std::exp(value - top);
           sum += value;

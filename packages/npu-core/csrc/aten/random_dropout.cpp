@@ -78,7 +78,7 @@ void run_scale_by_mask(const at::Tensor& out, const at::Tensor& input, const at:
   auto* to = static_cast<std::byte*>(out.mutable_data_ptr());
   const auto* from = static_cast<const std::byte*>(input.const_data_ptr());
   const auto* bytes = static_cast<const std::uint8_t*>(mask.const_data_ptr());
-  at::parallel_for(0, out.numel(), /*grain_size=*/1 << 14, [&](std::int64_t begin, std::int64_t end) {
+  in_parallel(out.numel(), /*grain=*/1 << 14, [&](std::int64_t begin, std::int64_t end) {
     philox::kernels().scale_by_mask[type](to + begin * size, from + begin * size, bytes + begin, end - begin,
                                           static_cast<float>(scale));
   });

@@ -6,10 +6,30 @@
 #include <cmath>
 #include <limits>
 
+#include "philox_stream.h"
 #include "random_common.h"
 
 namespace npu::aten {
 namespace {
+
+// Up to this range one word per value is fastest: few values have to be drawn again.
+constexpr std::uint64_t kFewValues = 1 << 16;
+
+// Integers in [0, range), all equally likely (Lemire, "Fast random integer generation in an interval", 2019).
+void pick_unbiased(std::uint32_t* pick, const philox::Draw& draw, std::uint32_t range, PhiloxState state) {
+  if (!philox::kernels().below_word(pick, draw, range)) return;
+  const std::uint32_t surplus = -range % range;  // 2^32 mod range
+  std::array<std::uint32_t, philox::kChunk> word;
+  philox::kernels().bits(word.data(), draw);
+  for (std::int64_t i = 0; i < draw.count; ++i) {
+    std::uint64_t product = std::uint64_t{word[static_cast<size_t>(i)]} * range;
+    if (static_cast<std::uint32_t>(product) >= surplus) continue;
+    philox::Stream more(state, draw.begin + i + 1);  // element 0 has the words of the call itself
+    do product = std::uint64_t{more.word()} * range;
+    while (static_cast<std::uint32_t>(product) < surplus);
+    pick[i] = static_cast<std::uint32_t>(product >> 32);
+  }
+}
 
 // The integers a call may return; [low, high] are representable, where rounding to a floating point dtype ends up.
 struct Bounds {
@@ -40,8 +60,12 @@ void fill_integers(T* data, std::int64_t count, std::uint64_t base, std::uint64_
         for (std::int64_t i = 0; i < draw.count; ++i) {
           to[i] = value(static_cast<std::uint64_t>(pick[static_cast<size_t>(i)]) >> shift);
         }
-      } else {  // 64 bits per value keep the bias below range / 2^64
-        philox::kernels().below(pick.data(), draw, static_cast<std::uint32_t>(range));
+      } else {
+        if (range <= kFewValues) {
+          pick_unbiased(pick.data(), draw, static_cast<std::uint32_t>(range), state);
+        } else {  // 64 bits per value keep the bias below range / 2^64
+          philox::kernels().below(pick.data(), draw, static_cast<std::uint32_t>(range));
+        }
         for (std::int64_t i = 0; i < draw.count; ++i) to[i] = value(pick[static_cast<size_t>(i)]);
       }
       return;

@@ -53,8 +53,8 @@ void accumulate(const T* p, std::int64_t categories, std::vector<double>& sums) 
     sum += value;
     sums[static_cast<size_t>(j)] = sum;
   }
-  TORCH_CHECK(valid, "multinomial: probability tensor contains either `inf`, `nan` or element < 0");
-  TORCH_CHECK(sum > 0.0, "multinomial: invalid multinomial distribution (sum of probabilities <= 0)");
+  TORCH_CHECK(valid, "probability tensor contains either `inf`, `nan` or element < 0");
+  TORCH_CHECK(sum > 0.0, "invalid multinomial distribution (sum of probabilities <= 0)");
 }
 
 // The category whose interval of the cumulative sums holds `unit` times their total.
@@ -76,10 +76,10 @@ void sample_with_replacement(std::int64_t* out, const T* p, std::int64_t rows, s
   if (rows == 1) {
     std::vector<double> sums;
     accumulate(p, categories, sums);
-    at::parallel_for(0, samples, 2048, [&](std::int64_t begin, std::int64_t end) { draw(sums, begin, end); });
+    in_parallel(samples, 2048, [&](std::int64_t begin, std::int64_t end) { draw(sums, begin, end); });
     return;
   }
-  at::parallel_for(0, rows, std::max<std::int64_t>(1, 8192 / categories), [&](std::int64_t begin, std::int64_t end) {
+  in_parallel(rows, std::max<std::int64_t>(1, 8192 / categories), [&](std::int64_t begin, std::int64_t end) {
     std::vector<double> sums;
     for (std::int64_t r = begin; r < end; ++r) {
       accumulate(p + r * categories, categories, sums);
@@ -91,7 +91,7 @@ void sample_with_replacement(std::int64_t* out, const T* p, std::int64_t rows, s
 template <class T>
 void sample_without_replacement(std::int64_t* out, const T* p, std::int64_t rows, std::int64_t categories,
                                 std::int64_t samples, PhiloxState state) {
-  at::parallel_for(0, rows, std::max<std::int64_t>(1, 2048 / categories), [&](std::int64_t begin, std::int64_t end) {
+  in_parallel(rows, std::max<std::int64_t>(1, 2048 / categories), [&](std::int64_t begin, std::int64_t end) {
     std::vector<std::pair<double, std::int64_t>> race;
     for (std::int64_t r = begin; r < end; ++r) {
       race.clear();
@@ -103,10 +103,10 @@ void sample_without_replacement(std::int64_t* out, const T* p, std::int64_t rows
         const double exponential = -std::log(open_unit_double(numbers.next()));
         if (value > 0.0) race.emplace_back(exponential / value, j);
       }
-      TORCH_CHECK(valid, "multinomial: probability tensor contains either `inf`, `nan` or element < 0");
-      TORCH_CHECK(!race.empty(), "multinomial: invalid multinomial distribution (sum of probabilities <= 0)");
+      TORCH_CHECK(valid, "probability tensor contains either `inf`, `nan` or element < 0");
+      TORCH_CHECK(!race.empty(), "invalid multinomial distribution (sum of probabilities <= 0)");
       TORCH_CHECK(static_cast<std::int64_t>(race.size()) >= samples,
-                  "multinomial: invalid multinomial distribution (with replacement=False, not enough non-negative "
+                  "invalid multinomial distribution (with replacement=False, not enough non-negative "
                   "category to sample): expected at least ",
                   samples, " positive probabilities in each row, but got ", race.size());
       std::nth_element(race.begin(), race.begin() + (samples - 1), race.end());

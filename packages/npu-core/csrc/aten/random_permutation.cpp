@@ -97,7 +97,7 @@ void permute(T* data, std::int64_t n, PhiloxState state) {
       }
     }
   };
-  at::parallel_for(0, parts, 1, [&](std::int64_t from, std::int64_t to) {
+  in_parallel(parts, 1, [&](std::int64_t from, std::int64_t to) {
     for (std::int64_t p = from; p < to; ++p) {
       std::int64_t* counts = &position[static_cast<size_t>(p * buckets)];
       deal(p, [&](std::int64_t, std::int64_t bucket) { ++counts[bucket]; });
@@ -112,13 +112,13 @@ void permute(T* data, std::int64_t n, PhiloxState state) {
     }
   }
   start.back() = filled;
-  at::parallel_for(0, parts, 1, [&](std::int64_t from, std::int64_t to) {
+  in_parallel(parts, 1, [&](std::int64_t from, std::int64_t to) {
     for (std::int64_t p = from; p < to; ++p) {
       std::int64_t* next = &position[static_cast<size_t>(p * buckets)];
       deal(p, [&](std::int64_t element, std::int64_t bucket) { data[next[bucket]++] = static_cast<T>(element); });
     }
   });
-  at::parallel_for(0, buckets, 1, [&](std::int64_t from, std::int64_t to) {
+  in_parallel(buckets, 1, [&](std::int64_t from, std::int64_t to) {
     for (std::int64_t b = from; b < to; ++b) {
       shuffle(data, start[static_cast<size_t>(b)], start[static_cast<size_t>(b) + 1], shuffles);
     }
