@@ -40,21 +40,31 @@ struct DefaultGenerator {
 NpuGenerator::NpuGenerator(c10::DeviceIndex device)
     : c10::GeneratorImpl(c10::Device(c10::DeviceType::PrivateUse1, device),
                          c10::DispatchKeySet(c10::DispatchKey::PrivateUse1)),
-      seed_(c10::default_rng_seed_val) {}
-
-void NpuGenerator::set_current_seed(std::uint64_t seed) {
-  seed_ = seed;
-  offset_ = 0;
+      state_(std::make_shared<State>()) {
+  set({c10::default_rng_seed_val, 0});
 }
+
+PhiloxState NpuGenerator::now() const {
+  std::lock_guard lock(state_->mutex);
+  return state_->philox;
+}
+
+void NpuGenerator::set(PhiloxState philox) {
+  std::lock_guard lock(state_->mutex);
+  state_->philox = philox;
+}
+
+void NpuGenerator::set_current_seed(std::uint64_t seed) { set({seed, 0}); }
 
 void NpuGenerator::set_offset(std::uint64_t offset) {
   check_offset(offset);
-  offset_ = offset;
+  std::lock_guard lock(state_->mutex);
+  state_->philox.offset = offset;
 }
 
-std::uint64_t NpuGenerator::get_offset() const { return offset_; }
+std::uint64_t NpuGenerator::get_offset() const { return now().offset; }
 
-std::uint64_t NpuGenerator::current_seed() const { return seed_; }
+std::uint64_t NpuGenerator::current_seed() const { return now().seed; }
 
 std::uint64_t NpuGenerator::seed() {
   const std::uint64_t random = c10::detail::getNonDeterministicRandom(true);
@@ -74,28 +84,42 @@ void NpuGenerator::set_state(const c10::TensorImpl& state) {
   std::memcpy(&seed, data, kSeedBytes);
   if (bytes == kStateBytes) std::memcpy(&offset, data + kSeedBytes, kSeedBytes);
   check_offset(offset);
-  seed_ = seed;
-  offset_ = offset;
+  set({seed, offset});
 }
 
 c10::intrusive_ptr<c10::TensorImpl> NpuGenerator::get_state() const {
   const at::Tensor state = at::detail::empty_cpu({static_cast<std::int64_t>(kStateBytes)}, at::kByte);
+  const PhiloxState philox = now();
   auto* data = state.mutable_data_ptr<std::uint8_t>();
-  std::memcpy(data, &seed_, kSeedBytes);
-  std::memcpy(data + kSeedBytes, &offset_, kSeedBytes);
+  std::memcpy(data, &philox.seed, kSeedBytes);
+  std::memcpy(data + kSeedBytes, &philox.offset, kSeedBytes);
   return state.getIntrusivePtr();
 }
 
+c10::intrusive_ptr<c10::GeneratorImpl> NpuGenerator::graphsafe_get_state() const {
+  auto same = c10::make_intrusive<NpuGenerator>(device_.index());
+  same->state_ = state_;
+  return same;
+}
+
+void NpuGenerator::graphsafe_set_state(const c10::intrusive_ptr<c10::GeneratorImpl>& state) {
+  const auto* other = dynamic_cast<const NpuGenerator*>(state.get());
+  TORCH_CHECK(other != nullptr && other->device() == device_, "graphsafe_set_state: expected a generator of device ",
+              device_, ", as graphsafe_get_state() or clone_state() of one returns it, but got ",
+              state ? state->device().str() : std::string("none"), error_suffix(Submodule::PTA, ErrorCode::PARAM));
+  state_ = other->state_;
+}
+
 PhiloxState NpuGenerator::reserve(std::uint64_t count) {
-  const PhiloxState state{seed_, offset_};
-  offset_ += (count + kGroup - 1) / kGroup * kGroup;
-  return state;
+  std::lock_guard lock(state_->mutex);
+  const PhiloxState taken = state_->philox;
+  state_->philox.offset += (count + kGroup - 1) / kGroup * kGroup;
+  return taken;
 }
 
 NpuGenerator* NpuGenerator::clone_impl() const {
   auto copy = std::make_unique<NpuGenerator>(device_.index());
-  copy->seed_ = seed_;
-  copy->offset_ = offset_;
+  copy->set(now());
   return copy.release();
 }
 

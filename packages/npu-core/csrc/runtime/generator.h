@@ -1,8 +1,9 @@
 #pragma once
 #include <ATen/core/Generator.h>
 
+#include <memory>
+#include <mutex>
 #include <optional>
-#include <utility>
 
 #include "export.h"
 
@@ -27,19 +28,31 @@ class NPU_RUNTIME_API NpuGenerator final : public c10::GeneratorImpl {
   std::uint64_t seed() override;
   void set_state(const c10::TensorImpl& state) override;
   c10::intrusive_ptr<c10::TensorImpl> get_state() const override;
+  // The state as an object: a generator that shares it with this one, so that both advance together.
+  c10::intrusive_ptr<c10::GeneratorImpl> graphsafe_get_state() const override;
+  // Shares the state of `state`, a generator of the same device.
+  void graphsafe_set_state(const c10::intrusive_ptr<c10::GeneratorImpl>& state) override;
 
-  // Takes `count` values (rounded up to a multiple of 4).  Call with mutex_ held.
+  // Takes `count` values (rounded up to a multiple of 4).
   PhiloxState reserve(std::uint64_t count);
 
  private:
+  // Has a lock of its own, because generators that share it do not share theirs.
+  struct State {
+    std::mutex mutex;
+    PhiloxState philox{};
+  };
+
+  PhiloxState now() const;
+  void set(PhiloxState philox);
   NpuGenerator* clone_impl() const override;
-  std::uint64_t seed_;
-  std::uint64_t offset_ = 0;
+
+  std::shared_ptr<State> state_;
 };
 
 NPU_RUNTIME_API const at::Generator& default_generator(int device = -1);
 NPU_RUNTIME_API at::Generator make_generator(int device = -1);
-// Locks the given generator (or the device's default one) and reserves `count` values.
+// Reserves `count` values of the given generator, or of the device's default one.
 NPU_RUNTIME_API PhiloxState reserve_philox(const std::optional<at::Generator>& generator, int device,
                                            std::uint64_t count);
 
