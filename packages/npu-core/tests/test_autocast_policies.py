@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 LOWER = [torch.float16, torch.bfloat16]
 aten = torch.ops.aten
