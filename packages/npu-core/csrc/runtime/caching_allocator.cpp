@@ -13,6 +13,7 @@
 #include "device.h"
 #include "device_memory.h"
 #include "error.h"
+#include "ipc_memory.h"
 #include "stream_marker.h"
 
 namespace npu {
@@ -89,6 +90,12 @@ class NpuCachingAllocator final : public CachingAllocator {
     return found;
   }
 
+  std::vector<Stream*> users_of(const void* address) override {
+    std::vector<Stream*> users;
+    for_each_memory([&](DeviceMemory& memory) { return memory.find_users(address, &users); });
+    return users;
+  }
+
   void set_memory_fraction(double fraction, int device) override {
     TORCH_CHECK_VALUE(fraction >= 0.0 && fraction <= 1.0, "Invalid fraction value: ", fraction, ". Allowed range: 0~1",
                       error_suffix(Submodule::PTA, ErrorCode::VALUE));
@@ -119,6 +126,7 @@ class NpuCachingAllocator final : public CachingAllocator {
     TORCH_CHECK(pool.first == 0 && pool.second == 0, "emptyCache: expected the default memory pool (0, 0), got (",
                 pool.first, ", ", pool.second, "), which does not exist",
                 error_suffix(Submodule::PTA, ErrorCode::NOT_FOUND));
+    ipc_collect();
     for_each_memory([](DeviceMemory& memory) {
       memory.empty_cache();
       return false;
