@@ -173,8 +173,6 @@ def write_and_record(event: torch.npu.Event, name: str, value: float) -> None:
     event.record()
 
 
-
-
 def delay_next(name: str, milliseconds: int, device: int = 0) -> None:
     """Let the device do nothing for a while before it runs the next operator of that name."""
     torch.npu.init()
