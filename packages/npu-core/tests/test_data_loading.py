@@ -59,9 +59,7 @@ def run_program(run_python, tmp_path):
     def run(*body: str) -> list[str]:
         path = tmp_path / "program.py"
         path.write_text(PROGRAM.replace("BODY", "\n    ".join(body)))
-        code = f"import runpy, sys; sys.argv = [{str(path)!r}]; runpy.run_path({str(path)!r}, run_name='__main__')"
         starter = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, {str(path)!r}]).returncode)"
-        del code
         return run_python(starter).stdout.splitlines()
 
     return run

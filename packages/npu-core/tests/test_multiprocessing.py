@@ -16,8 +16,8 @@ from torch.multiprocessing import reductions
 
 sys.path.append(str(Path(__file__).parent / "processes"))  # spawned children get it too
 
-import npu_peers  # noqa: E402
-from npu_peers import PATIENCE, Peer, PeerError  # noqa: E402
+import npu_peers
+from npu_peers import PATIENCE, Peer, PeerError
 
 MIB = 1 << 20
 

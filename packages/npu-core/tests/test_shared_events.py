@@ -13,8 +13,8 @@ from npu_core import _C
 
 sys.path.append(str(Path(__file__).parent / "processes"))  # spawned children get it too
 
-import npu_peers  # noqa: E402
-from npu_peers import Peer, PeerError  # noqa: E402
+import npu_peers
+from npu_peers import Peer, PeerError
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,12 @@ from typing import Any
 import torch
 import torch.multiprocessing
 import torch.multiprocessing.reductions as upstream
+import torch.utils.data
 
 from npu_core import _C
 from torch_npu.npu.initialization import _lazy_init
 from torch_npu.npu.streams import Event
+from torch_npu.utils._error_code import ErrCode, pta_error
 
 __all__ = ["rebuild_event", "rebuild_npu_storage", "rebuild_npu_tensor", "reduce_event", "reduce_storage", "register"]
 
@@ -80,6 +82,24 @@ def rebuild_event(device: torch.device, handle: bytes) -> Event:
     return Event.from_ipc_handle(device, handle)
 
 
+def _refuse(text: str) -> Any:
+    raise RuntimeError(text)
+
+
+def _refusal_to_receiver() -> Reduced | None:
+    """Return what raises where it is received, in a forked worker of a DataLoader.
+
+    A worker pickles in a thread whose errors nobody hears of: the loader would wait for ever.
+    """
+    if not _C._is_in_bad_fork() or torch.utils.data.get_worker_info() is None:
+        return None
+    text = (
+        "Cannot re-initialize NPU in forked subprocess: a worker of a DataLoader returned a tensor on npu. Return CPU "
+        "tensors and move them in the main process, or use DataLoader(multiprocessing_context='spawn')"
+    )
+    return _refuse, (text + pta_error(ErrCode.UNAVAIL),)
+
+
 def _message(storage: torch.UntypedStorage) -> bytes:
     return _C._export_storage(storage) if storage.nbytes() else b""
 
@@ -93,6 +113,8 @@ def reduce_tensor(tensor: torch.Tensor) -> Reduced:
             "Only leaf tensors can be sent to another process together with requires_grad: gradients do not flow "
             "between processes. Send tensor.detach() instead."
         )
+    if (refusal := _refusal_to_receiver()) is not None:
+        return refusal
     torch.utils.hooks.warn_if_has_hooks(tensor)
     storage = tensor.untyped_storage()
     return (
@@ -115,6 +137,8 @@ def reduce_storage(storage: torch.UntypedStorage) -> Reduced:
     """Take an untyped storage apart for another process."""
     if storage.device.type != "npu":
         return _reduce_other_storage(storage)
+    if (refusal := _refusal_to_receiver()) is not None:
+        return refusal
     return rebuild_npu_storage, (storage.device.index, _message(storage))
 
 
