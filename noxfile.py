@@ -41,7 +41,7 @@ LEAST_CMAKE = (3, 25)
 # GPU libraries (it works too, only larger).
 TORCH_INDEX = os.environ.get("TORCH_INDEX_URL")
 
-TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "expecttest", "hypothesis", "scipy")
+TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "expecttest", "hypothesis", "scipy", "safetensors")
 DEMO_REQUIREMENTS = ("scikit-learn", "matplotlib", "tqdm", "numpy")
 
 SANITIZERS = ("thread", "address")

@@ -25,5 +25,6 @@ void bind_memory_history(py::module_& module);
 void bind_memory_pools(py::module_& module);
 void bind_random(py::module_& module);
 void bind_options(py::module_& module);
+void bind_ipc(py::module_& module);
 
 }  // namespace npu::python

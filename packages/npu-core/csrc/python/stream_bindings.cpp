@@ -4,6 +4,7 @@
 #include "bindings.h"
 #include "runtime/event.h"
 #include "runtime/stream.h"
+#include "runtime/stream_handle.h"
 
 namespace npu::python {
 namespace {
@@ -34,6 +35,8 @@ void bind_streams(py::module_& module) {
   module.def("_stream_handle", call_without_gil([](std::int64_t id, int device) {
                return reinterpret_cast<std::uintptr_t>(stream_from_id(device, id));
              }));
+  module.def("_stream_from_handle",
+             call([](int device, std::uintptr_t handle) { return key_of(stream_from_handle(device, handle)); }));
   module.def("_stream_query",
              call_without_gil([](std::int64_t id, int device) { return stream_query(stream_from_id(device, id)); }));
   module.def("_stream_synchronize", call_without_gil([](std::int64_t id, int device) {

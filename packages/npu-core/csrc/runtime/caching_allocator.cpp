@@ -13,6 +13,7 @@
 #include "device.h"
 #include "device_memory.h"
 #include "error.h"
+#include "ipc_memory.h"
 #include "memory_history.h"
 #include "memory_pool.h"
 #include "stream_marker.h"
@@ -91,6 +92,12 @@ class NpuCachingAllocator final : public CachingAllocator {
     return found;
   }
 
+  std::vector<Stream*> users_of(const void* address) override {
+    std::vector<Stream*> users;
+    for_each_memory([&](DeviceMemory& memory) { return memory.find_users(address, &users); });
+    return users;
+  }
+
   void set_memory_fraction(double fraction, int device) override {
     TORCH_CHECK_VALUE(fraction >= 0.0 && fraction <= 1.0, "Invalid fraction value: ", fraction, ". Allowed range: 0~1",
                       error_suffix(Submodule::PTA, ErrorCode::VALUE));
@@ -142,6 +149,7 @@ class NpuCachingAllocator final : public CachingAllocator {
   void emptyCache(c10::MempoolId_t pool) override {
     bool found = pool == c10::MempoolId_t{0, 0};
     const bool everything = found;
+    ipc_collect();
     for_each_memory([&](DeviceMemory& memory) {
       if (everything) {
         memory.empty_cache();

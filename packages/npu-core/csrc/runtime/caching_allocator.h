@@ -28,6 +28,9 @@ class NPU_RUNTIME_API CachingAllocator : public c10::DeviceAllocator {
   virtual void erase_stream(const void* address, Stream* stream) = 0;
   // Start and usable size of the live block holding `address`; false when it is not ours.
   virtual bool find_block(const void* address, void** base, size_t* size) = 0;
+  // The streams whose work may use the live block holding `address`: its own and the recorded ones.  Empty when it is
+  // not ours.
+  virtual std::vector<Stream*> users_of(const void* address) = 0;
 
   virtual void set_memory_fraction(double fraction, int device) = 0;
   virtual double memory_fraction(int device) = 0;

@@ -9,6 +9,7 @@
 #include "device.h"
 #include "driver_loader.h"
 #include "error.h"
+#include "ipc_memory.h"
 #include "stream_marker.h"
 #include "trace.h"
 
@@ -269,6 +270,7 @@ Block* DeviceMemory::acquire_slowly(Lock& lock, Request& request) {
     ++stats.num_oom_rejections;
   } else {
     lock.unlock();
+    ipc_collect();
     std::lock_guard reclaim(reclaiming_);
     lock.lock();
     // Another thread may have given memory back while this one waited for its turn.
@@ -488,6 +490,15 @@ bool DeviceMemory::find_live(const void* address, void** base, std::size_t* size
   if (block == nullptr || block->state != BlockState::Live) return false;
   *base = block->address;
   *size = block->size;
+  return true;
+}
+
+bool DeviceMemory::find_users(const void* address, std::vector<Stream*>* users) {
+  std::lock_guard lock(mutex_);
+  const Block* block = pool_.find(address);
+  if (block == nullptr || block->state != BlockState::Live) return false;
+  users->push_back(block->stream);
+  users->insert(users->end(), block->used_by.begin(), block->used_by.end());
   return true;
 }
 

@@ -33,6 +33,8 @@ class DeviceMemory {
   bool erase_stream(const void* address, Stream* stream);
   // Start and size of the live block that holds `address`; false when there is none.
   bool find_live(const void* address, void** base, std::size_t* size);
+  // Adds the streams that may use that block.
+  bool find_users(const void* address, std::vector<Stream*>* users);
 
   void empty_cache();
   // Of one private pool; false when there is none of that id.

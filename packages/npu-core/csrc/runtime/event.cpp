@@ -7,6 +7,7 @@
 #include "device.h"
 #include "driver_loader.h"
 #include "error.h"
+#include "shared_event.h"
 #include "stream_table.h"
 
 namespace npu {
@@ -32,18 +33,25 @@ void record_event(Event* event, Stream* stream) {
   event->device = stream->device;
   event->stream = stream;
   check(driver().event_record(event->native, stream->native), "event_record");
+  if (event->shared != nullptr) event->shared->record(stream);
 }
 
 void wait_event(Event* event, Stream* stream) {
   if (event->native == nullptr) return;
   initialize();
+  if (event->shared != nullptr) {
+    event->shared->wait(stream);
+    return;
+  }
   check(driver().event_wait(event->native, stream->native), "event_wait");
 }
 
 bool query_event(const Event* event) {
   if (event->native == nullptr) return true;
   initialize();
-  const npu_status status = driver().event_query(event->native);
+  const npu_status status = event->shared == nullptr ? driver().event_query(event->native)
+                            : event->shared->query() ? NPU_OK
+                                                     : NPU_ERROR_NOT_READY;
   if (status == NPU_ERROR_NOT_READY) return false;
   check(status, "event_query");
   raise_pending_error(event->stream);
@@ -54,10 +62,14 @@ void synchronize_event(const Event* event, Wait wait) {
   if (event->native == nullptr) return;
   initialize();
   note_host_synchronization();
-  const auto native = event->native;
-  check(wait_for_device(wait,
-                        [native](std::int64_t timeout_ns) { return driver().event_synchronize(native, timeout_ns); }),
-        "event_synchronize");
+  if (event->shared != nullptr) {
+    event->shared->synchronize();
+  } else {
+    const auto native = event->native;
+    check(wait_for_device(wait,
+                          [native](std::int64_t timeout_ns) { return driver().event_synchronize(native, timeout_ns); }),
+          "event_synchronize");
+  }
   // An event completes on a failed stream too: whoever waits for it must hear of the failure.
   raise_pending_error(event->stream);
 }
@@ -71,6 +83,19 @@ std::uint64_t event_time_ns(const Event* event) {
   std::uint64_t ns = 0;
   check(driver().event_time(event->native, &ns), "event_time");
   return ns;
+}
+
+void share_event(Event* event) { event->shared = SharedEvent::create(event->device); }
+
+std::string event_handle(const Event* event) {
+  TORCH_CHECK(event->shared != nullptr, "npu: only events made with interprocess=True have an ipc_handle",
+              error_suffix(Submodule::PTA, ErrorCode::PARAM));
+  return event->shared->handle();
+}
+
+int open_event(Event* event, std::string_view handle) {
+  event->shared = SharedEvent::open(handle);
+  return event->shared->device();
 }
 
 double elapsed_ms(const Event* start, const Event* end) {

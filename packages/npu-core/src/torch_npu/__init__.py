@@ -32,8 +32,9 @@ from torch_npu import native_library  # noqa: E402
 
 native_library.load()
 
-from torch_npu import attributes, backend, npu, shutdown  # noqa: E402
+from torch_npu import attributes, backend, multiprocessing, npu, shutdown  # noqa: E402
 from torch_npu import dtype_ids as _dtype_ids  # noqa: E402
+from torch_npu.npu import dlpack  # noqa: E402
 from torch_npu.npu.memory import _erase_stream as erase_stream  # noqa: E402
 from torch_npu.version import __version__  # noqa: E402
 
@@ -43,6 +44,8 @@ globals().update(_dtype_ids.IDS)
 unsupported_dtype = backend.UNSUPPORTED_DTYPES
 
 backend.register(npu)
+multiprocessing.register()
+dlpack.register()
 shutdown.register()
 attributes.load_plugins()
 

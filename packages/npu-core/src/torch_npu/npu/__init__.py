@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from npu_core import _C
 from torch_npu.npu import amp, initialization, memory, random, utils
 from torch_npu.npu.amp.autocast_mode import (
     get_amp_supported_dtype,
@@ -39,7 +40,11 @@ def _is_compiled() -> bool:
 
 
 def ipc_collect() -> None:
-    """Release memory of other processes that nobody uses any more; the host driver holds none."""
+    """Free memory that was sent to other processes and that none of them uses any more.
+
+    Sending, freeing, `empty_cache` and running out of memory do the same.
+    """
+    _C._ipc_collect()
 
 
 def is_current_stream_capturing() -> bool:

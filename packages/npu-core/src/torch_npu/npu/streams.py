@@ -195,19 +195,61 @@ class Event(torch.Event):
     blocking : bool
         Accepted; waiting never spins for long.
     interprocess : bool
-        Not supported on this device.
+        Other processes may open the event with `from_ipc_handle`, wait for it and record it. Excludes `enable_timing`.
     """
 
     def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> Event:
-        if interprocess:
-            raise NotImplementedError(
-                "Event(interprocess=True) is not supported: synchronise the stream and signal the other process "
-                f"through torch.distributed or a multiprocessing event{pta_error(ErrCode.NOT_SUPPORT)}"
+        if interprocess and enable_timing:
+            raise RuntimeError(
+                "Event(interprocess=True) cannot take times: use enable_timing=False, or an event without interprocess"
+                f"{pta_error(ErrCode.PARAM)}"
             )
         return super().__new__(cls, "npu", enable_timing=enable_timing, blocking=blocking)
 
     def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> None:
         self._timing = enable_timing
+        self._interprocess = interprocess
+        self._shared = False
+
+    @classmethod
+    def from_ipc_handle(cls, device: Any, handle: bytes) -> Event:
+        """Return the event another process got `handle` for.
+
+        Parameters
+        ----------
+        device : torch.device, int or str
+            Device of the event; it must be the handle's, as this process counts its devices.
+        handle : bytes
+            What `ipc_handle` returned. The process that made the event must still have it.
+        """
+        _lazy_init()
+        index = _checked_device(device)
+        event = cls(interprocess=True)
+        torch.Event.record(event, current_stream(index))
+        event._shared = True
+        actual = _C._open_event(event.npu_event, handle)
+        if actual != index:
+            raise RuntimeError(
+                f"Event.from_ipc_handle: the event belongs to npu:{actual}, but the device given is npu:{index}"
+                f"{pta_error(ErrCode.PARAM)}"
+            )
+        return event
+
+    def ipc_handle(self) -> bytes:
+        """Return bytes that name the event for `from_ipc_handle` in another process of this user and machine.
+
+        An event that was never recorded gets the current device.
+        """
+        if not self._interprocess:
+            raise RuntimeError(f"Event.ipc_handle needs an Event with interprocess=True{pta_error(ErrCode.PARAM)}")
+        if not self._shared:
+            torch.Event.record(self, current_stream())
+            self._share()
+        return _C._event_handle(self.npu_event)
+
+    def _share(self) -> None:
+        _C._share_event(self.npu_event)
+        self._shared = True
 
     @property
     def npu_event(self) -> int:
@@ -225,7 +267,12 @@ class Event(torch.Event):
 
     def record(self, stream: torch.Stream | None = None) -> None:
         """Mark the end of the work `stream`, by default the current one, has been given so far."""
-        super().record(current_stream() if stream is None else stream)
+        stream = current_stream() if stream is None else stream
+        super().record(stream)
+        if self._interprocess and not self._shared:
+            # Only the first record makes the event, which is then shared and recorded where others see it.
+            self._share()
+            super().record(stream)
 
     def wait(self, stream: torch.Stream | None = None) -> None:
         """Make later work of `stream` wait for the event; no-op when it was never recorded."""

@@ -7,7 +7,7 @@ from collections import abc, defaultdict
 from typing import Any
 
 import torch
-from torch.amp.grad_scaler import _refresh_per_optimizer_state
+from torch.amp.grad_scaler import OptState, _refresh_per_optimizer_state
 
 from npu_core import _C
 from torch_npu import notices
@@ -95,6 +95,29 @@ class GradScaler(torch.amp.GradScaler):
             for gradient in gradients:
                 gradient.mul_(inv_scale.to(gradient.device))
         return {found_inf.device: found_inf}
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        """Unscale the gradients, unless that was done, and step the optimizer unless they overflowed.
+
+        Raises
+        ------
+        TypeError
+            A gradient is float16.
+        RuntimeError
+            `closure` is given, or the optimizer has been stepped since the last `update`.
+        """
+        # Optimizers that would skip the step on the device are checked here like all others, so that the skip is
+        # reported.
+        on_device = self._enabled and self._dynamic and getattr(optimizer, "_step_supports_amp_scaling", False)
+        if on_device and "closure" not in kwargs:
+            state = self._per_optimizer_states[id(optimizer)]
+            if state["stage"] is OptState.READY:
+                self.unscale_(optimizer)
+            if state["stage"] is OptState.UNSCALED and _overflowed([state]):
+                print("Gradient overflow. Skipping step")
+                state["stage"] = OptState.STEPPED
+                return None
+        return super().step(optimizer, *args, **kwargs)
 
     def _maybe_opt_step(
         self, optimizer: torch.optim.Optimizer, optimizer_state: dict[str, Any], *args: Any, **kwargs: Any
