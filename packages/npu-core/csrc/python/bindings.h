@@ -23,5 +23,6 @@ void bind_streams(py::module_& module);
 void bind_memory(py::module_& module);
 void bind_random(py::module_& module);
 void bind_options(py::module_& module);
+void bind_compiled_kernels(py::module_& module);
 
 }  // namespace npu::python
