@@ -10,7 +10,7 @@ from torch._inductor.codegen.cpp import CppScheduling
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.virtualized import V
 
-from torch_npu._inductor import lowering
+from torch_npu._inductor import device_rules
 from torch_npu._inductor.kernels import require_compiler
 
 # First line of every kernel for npu: tells it from a kernel for the CPU in the same graph, which may read the same.
@@ -22,7 +22,10 @@ class NpuOpOverrides(DeviceOpOverrides):
     """Device statements of generated Python code."""
 
     def import_get_raw_stream_as(self, name: str) -> str:
-        return f"from torch_npu._inductor.kernels import get_raw_stream as {name}"
+        return (
+            "from torch_npu._dynamo.device_interface import NpuInterface\n"
+            f"{name} = NpuInterface.get_raw_stream"
+        )
 
     def set_device(self, device_idx: int) -> str:
         return f"torch.npu.set_device({device_idx})"
@@ -111,4 +114,4 @@ class NpuFxWrapper(NpuCppWrapper):
 
 
 register_device_op_overrides("npu", NpuOpOverrides())
-lowering.register()
+device_rules.register()

@@ -100,8 +100,3 @@ def entry_source(types: Sequence[str]) -> str:
             lines.append(f"static_cast<{declared}>({word})")
     arguments = ", ".join(lines)
     return f'extern "C" void {_ENTRY}(const uint64_t* words) {{\n  kernel({arguments});\n}}\n'
-
-
-def get_raw_stream(device_index: int) -> int:
-    """Return the handle of the current stream of a device."""
-    return _C._stream_handle(*_C._current_stream(device_index))
