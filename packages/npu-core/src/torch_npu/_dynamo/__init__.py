@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-_INTERFACES = "torch._dynamo.device_interface"
+_DYNAMO = "torch._dynamo"
 
 
 def register() -> None:
-    """Register the device interface now if Dynamo is loaded, else when it gets loaded."""
-    if _INTERFACES in sys.modules:
-        _register_interface()
+    """Extend Dynamo now if it is loaded, else as soon as it is."""
+    if _DYNAMO in sys.modules:
+        _extend()
     else:
         sys.meta_path.insert(0, _Finder())
 
 
-def _register_interface() -> None:
-    from torch_npu._dynamo import device_interface
+def _extend() -> None:
+    from torch_npu._dynamo import device_interface, trace_rules
 
     device_interface.register()
+    trace_rules.register()
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Waits for the import of Dynamo's table of devices, then goes away."""
+    """Waits for the import of Dynamo, then goes away."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != _INTERFACES:
+        if name != _DYNAMO:
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
@@ -42,7 +42,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """Executes the module as its own loader does, then registers the interface of npu."""
+    """Executes the module as its own loader does, then extends it."""
 
     def __init__(self, original: importlib.abc.Loader) -> None:
         self._original = original
@@ -56,4 +56,4 @@ class _Loader(importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._original
         self._original.exec_module(module)
-        _register_interface()
+        _extend()

@@ -23,6 +23,11 @@ class KernelLibrary(CppCodeCache):
     cache_clear = staticmethod(cache.clear)
     cpp_compile_command_flags = {"include_pytorch": False, "shared": True}
 
+    @classmethod
+    def _get_uncompiled_header(cls, device: str) -> str | None:
+        # Precompiled once per machine: it takes longer than any kernel.
+        return "torch/csrc/inductor/cpp_prefix.h"
+
 
 @functools.cache
 def require_compiler() -> None:
