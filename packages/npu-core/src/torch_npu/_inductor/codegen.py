@@ -30,6 +30,9 @@ class NpuOpOverrides(DeviceOpOverrides):
     def set_device(self, device_idx: int) -> str:
         return f"torch.npu.set_device({device_idx})"
 
+    def current_stream(self) -> str:
+        return "torch.npu.current_stream()"
+
     def synchronize(self) -> str:
         return "torch.npu.synchronize()"
 
@@ -43,6 +46,12 @@ class NpuScheduling(CppScheduling):
     def __init__(self, scheduler: Any) -> None:
         require_compiler()
         super().__init__(scheduler)
+        # Kernels are collected and written together. Operators without results, such as those of streams, have no
+        # device, so that Inductor would write them before the kernels collected so far.
+        self._collects = scheduler is None or all(operator._schema.returns for operator in device_rules.operators())
+
+    def ready_to_flush(self) -> bool:
+        return not self._collects or super().ready_to_flush()
 
     def define_kernel(self, src_code: str, nodes: Any, kernel_args: Any = None) -> str:
         return super().define_kernel(f"{_MARK}\n{src_code}", nodes, kernel_args)

@@ -10,9 +10,23 @@ import functools
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch._inductor import ir, lowering, scheduler, utils
 from torch._inductor.codegen import common
 from torch._inductor.kernel import mm_common
+
+
+def operators() -> list[torch._ops.OpOverload]:
+    """Return the operators of the graph at hand and of its subgraphs."""
+    modules = common.V.graph.orig_gm.modules()
+    graphs = [module.graph for module in modules if isinstance(module, torch.fx.GraphModule)]
+    targets = [node.target for graph in graphs for node in graph.nodes]
+    return [target for target in targets if isinstance(target, torch._ops.OpOverload)]
+
+
+def uses_streams() -> bool:
+    """Return True when the graph at hand names streams, events or synchronisation."""
+    return any(operator.namespace == "streams" for operator in operators())
 
 
 def register() -> None:
@@ -21,6 +35,7 @@ def register() -> None:
     _count_as_cpu_in_ir()
     _count_as_cpu_in_scheduler()
     _prefer_npu_to_cpu_scalars()
+    _enter_device_and_streams()
 
 
 def _generate_cpp(users: tuple[ModuleType, ...]) -> None:
@@ -68,3 +83,14 @@ def _prefer_npu_to_cpu_scalars() -> None:
         return device == "npu" or original(device)
 
     lowering.is_gpu = is_gpu
+
+
+def _enter_device_and_streams() -> None:
+    # The code of a graph with streams enters its device and its streams. Without streams the tensors say enough.
+    original = scheduler.device_need_guard
+
+    @functools.wraps(original)
+    def device_need_guard(device: str) -> bool:
+        return (device == "npu" and uses_streams()) or original(device)
+
+    scheduler.device_need_guard = device_need_guard
