@@ -1,7 +1,8 @@
 """How Dynamo traces the functions of `torch.npu`.
 
 What asks about devices becomes a constant of the graph, guarded where the answer can change. Streams, events and
-synchronisation become nodes, as for torch's own accelerators. Everything else of `torch.npu` breaks the graph.
+synchronisation become nodes, as for torch's own accelerators. Everything else of `torch.npu` breaks the graph, also
+``with torch.npu.device(...)``: AOTAutograd's graphs would forget which device is current.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from torch._dynamo import trace_rules
 from torch._dynamo.variables import torch as functions
-from torch._dynamo.variables.ctx_manager import GenericDeviceVariable, register_device_context_manager
 from torch._dynamo.variables.user_defined import UserDefinedClassVariable
 
 from torch_npu.npu import amp, devices, initialization, streams
@@ -29,20 +29,6 @@ _CONSTANT = (
 _GUARDED = (devices.current_device, initialization.is_initialized)
 
 
-class NpuDeviceVariable(GenericDeviceVariable):
-    """``torch.npu.device``."""
-
-    _exchange_fn = staticmethod(devices._exchange_device)
-    _maybe_exchange_fn = staticmethod(devices._maybe_exchange_device)
-    _get_device_index_fn = staticmethod(devices._get_device_index)
-
-    def module_name(self) -> str:
-        return "torch.npu"
-
-    def python_type(self) -> type:
-        return devices.device
-
-
 def register() -> None:
     """Add the rules."""
     for function in _CONSTANT:
@@ -58,5 +44,4 @@ def register() -> None:
     handlers = variable._get_handlers()
     handlers[streams.current_stream] = handlers[torch.accelerator.current_stream]
     handlers[devices.synchronize] = handlers[torch.accelerator.synchronize]
-    register_device_context_manager(devices.device, NpuDeviceVariable)
     UserDefinedClassVariable._in_graph_classes().update({streams.Stream, streams.Event})
