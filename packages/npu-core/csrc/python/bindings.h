@@ -26,5 +26,6 @@ void bind_memory_pools(py::module_& module);
 void bind_random(py::module_& module);
 void bind_options(py::module_& module);
 void bind_ipc(py::module_& module);
+void bind_compiled_kernels(py::module_& module);
 
 }  // namespace npu::python

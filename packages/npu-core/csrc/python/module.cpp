@@ -12,6 +12,7 @@ PYBIND11_MODULE(_C, module) {
   npu::python::bind_random(module);
   npu::python::bind_options(module);
   npu::python::bind_ipc(module);
+  npu::python::bind_compiled_kernels(module);
   // The driver library also carries the driver's ATen kernels, which must be registered before the first tensor.
   // This loads code; it starts no thread and opens no device.
   module.def("_load_driver", npu::python::call([] { npu::driver(); }));

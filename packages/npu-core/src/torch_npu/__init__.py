@@ -32,7 +32,7 @@ from torch_npu import native_library  # noqa: E402
 
 native_library.load()
 
-from torch_npu import attributes, backend, multiprocessing, npu, shutdown  # noqa: E402
+from torch_npu import _dynamo, attributes, backend, multiprocessing, npu, shutdown  # noqa: E402
 from torch_npu import dtype_ids as _dtype_ids  # noqa: E402
 from torch_npu.npu import dlpack  # noqa: E402
 from torch_npu.npu.memory import _erase_stream as erase_stream  # noqa: E402
@@ -46,6 +46,7 @@ unsupported_dtype = backend.UNSUPPORTED_DTYPES
 backend.register(npu)
 multiprocessing.register()
 dlpack.register()
+_dynamo.register()
 shutdown.register()
 attributes.load_plugins()
 

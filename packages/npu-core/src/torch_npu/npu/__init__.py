@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from npu_core import _C
+from torch_npu import _inductor
 from torch_npu.npu import amp, initialization, memory, random, utils
 from torch_npu.npu.amp.autocast_mode import (
     get_amp_supported_dtype,
@@ -62,6 +63,10 @@ def __getattr__(name: str) -> Any:
         return initialization.is_initialized()
     if name == "default_generators":
         return initialization.default_generators
+    if name in _inductor.CLASSES:
+        from torch_npu._inductor import codegen
+
+        return getattr(codegen, _inductor.CLASSES[name])
     from torch_npu.attributes import missing
 
     raise missing(__name__, name)
