@@ -132,3 +132,138 @@ def test_checkpoint_replays_dropout():
         checkpoint(region, x, use_reentrant=False).sum().backward()
     assert torch.equal(kept[0], kept[1])
     assert torch.equal(x.grad != 0, kept[0])
+
+
+DRAW_MANY = """
+    import hashlib, torch
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(4)
+    n = 70_001
+    x = torch.linspace(-1, 1, n, device="npu")
+    p = torch.rand(n, device="npu")
+    results = [p, *torch.native_dropout(x, 0.3, True), *torch.native_dropout(x.bfloat16(), 0.3, True)]
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        e = torch.empty(n, device="npu", dtype=dtype)
+        results += [torch.rand_like(e), torch.randn_like(e), e.clone().exponential_(), e.clone().log_normal_()]
+        results += [e.clone().cauchy_(), e.clone().geometric_(0.2), e.clone().bernoulli_(0.2), e.clone().random_()]
+    results += [torch.randint(0, high, (n,), device="npu") for high in (10, 100_000, 1 << 20, 1 << 40)]
+    results += [torch.randperm(n, device="npu"), torch.bernoulli(p), torch.normal(x, p), torch.poisson(30 * p)]
+    results += [torch.binomial(100 * p, p), torch._standard_gamma(p), torch._sample_dirichlet(p[:7000].view(-1, 7) + 0.01)]
+    results += [torch.multinomial(p, 5000, True), torch.multinomial(p, 50)]
+    results += [torch.multinomial(p[:70_000].view(700, 100), 9), torch.rrelu(x, 0.1, 0.4, True)]
+    digest = hashlib.sha256()
+    for result in results:
+        digest.update(result.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    print(digest.hexdigest(), torch.npu.get_rng_state().tolist())
+"""
+
+
+def test_values_depend_on_seed_and_offset_only(run_python):
+    def digest(threads: int, **environment: str) -> str:
+        return run_python(DRAW_MANY.replace("THREADS", str(threads)), **environment).stdout
+
+    one = digest(1)
+    assert digest(2) == one and digest(3) == one
+
+
+@pytest.mark.parametrize("isa", ["base", "avx2", "avx512"])
+def test_every_instruction_set_gives_the_same_bits(isa: str, run_python):
+    code = """
+        import hashlib, torch
+        torch.manual_seed(4)
+        digest = hashlib.sha256()
+        for n in (1, 63, 64, 65, 100_003):
+            for dtype in (torch.float16, torch.bfloat16, torch.float32):
+                e = torch.empty(n, device="npu", dtype=dtype)
+                results = [torch.rand_like(e), e.clone().uniform_(-3, 2), torch.randn_like(e), e.clone().normal_(2, 3)]
+                results += [e.clone().exponential_(3.0), *torch.native_dropout(torch.ones_like(e), 0.3, True)]
+                results += [torch.ops.aten.native_dropout_backward(results[0], results[-1], 1.7)]
+                results += [e.clone().bernoulli_(0.2), torch.randint_like(e, 100), torch.randint_like(e, 1 << 8)]
+                for result in results:
+                    digest.update(result.cpu().view(torch.uint8).numpy().tobytes())
+            for high in (7, 100_000, 1 << 30, 1 << 50):
+                digest.update(torch.randint(0, high, (n,), device="npu").cpu().numpy().tobytes())
+        print(digest.hexdigest())
+        """
+    assert run_python(code, NPU_CPU_ISA=isa).stdout == run_python(code).stdout
+
+
+def test_streams_do_not_change_values():
+    torch.npu.manual_seed(8)
+    here = torch.randn(5000, device="npu"), torch.nn.functional.dropout(torch.ones(5000, device="npu"), 0.5)
+    torch.npu.manual_seed(8)
+    ones = torch.ones(5000, device="npu")
+    side = torch.npu.Stream()
+    side.wait_stream(torch.npu.current_stream())
+    with torch.npu.stream(side):
+        there = torch.randn(5000, device="npu"), torch.nn.functional.dropout(ones, 0.5)
+    side.synchronize()
+    assert torch.equal(here[0], there[0]) and torch.equal(here[1], there[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_calls_use_disjoint_ranges_of_counters(dtype: torch.dtype):
+    generator = torch.Generator(device="npu").manual_seed(12)
+    words = 2 if dtype == torch.float64 else 1
+    for size in (1, 4, 63, 64, 65, 1000):
+        before = generator.get_offset()
+        first = torch.rand(size, device="npu", dtype=dtype, generator=generator)
+        after = generator.get_offset()
+        assert before % 4 == 0 and after % 4 == 0 and after - before >= size * words
+        # The same counters again give the same values; the next ones follow from the offset alone.
+        second = torch.rand(size, device="npu", dtype=dtype, generator=generator)
+        generator.set_offset(before)
+        assert torch.equal(torch.rand(size, device="npu", dtype=dtype, generator=generator), first)
+        assert torch.equal(torch.rand(size, device="npu", dtype=dtype, generator=generator), second)
+
+
+def test_dropout_mask_is_given_by_seed_and_offset():
+    x = torch.randn(3000, device="npu")
+    torch.npu.manual_seed(6)
+    torch.rand(100, device="npu")
+    state = torch.npu.get_rng_state()
+    _, mask = torch.native_dropout(x, 0.3, True)
+    torch.npu.set_rng_state(state)
+    # Neither values nor dtype of the input matter.
+    _, again = torch.native_dropout(torch.zeros(3000, device="npu", dtype=torch.bfloat16), 0.3, True)
+    assert torch.equal(mask, again)
+
+
+def test_offset_of_a_generator():
+    generator = torch.Generator(device="npu").manual_seed(2)
+    assert generator.get_offset() == 0
+    generator.set_offset(400)
+    assert generator.get_offset() == 400 and generator.get_state()[8:].tolist() == [144, 1] + [0] * 6
+    with pytest.raises(RuntimeError, match="offset must be a multiple of 4, but got 6"):
+        generator.set_offset(6)
+    generator.manual_seed(2)
+    assert generator.get_offset() == 0
+
+
+def test_cloned_generators_go_their_own_way():
+    generator = torch.Generator(device="npu").manual_seed(2)
+    torch.rand(10, device="npu", generator=generator)
+    clone = generator.clone_state()
+    assert clone.device == generator.device and torch.equal(clone.get_state(), generator.get_state())
+    a = torch.rand(10, device="npu", generator=generator)
+    assert clone.get_offset() != generator.get_offset()
+    assert torch.equal(torch.rand(10, device="npu", generator=clone), a)
+
+
+def test_graphsafe_state_is_shared():
+    generator = torch.Generator(device="npu").manual_seed(2)
+    state = generator.graphsafe_get_state()
+    torch.rand(10, device="npu", generator=generator)
+    assert state.get_offset() == generator.get_offset() > 0
+    other = torch.Generator(device="npu").manual_seed(9)
+    other.graphsafe_set_state(state)
+    assert other.initial_seed() == 2
+    values = [torch.rand(10, device="npu", generator=g) for g in (generator, other, state)]
+    assert not torch.equal(values[0], values[1]) and not torch.equal(values[1], values[2])
+    assert generator.get_offset() == other.get_offset() == state.get_offset()
+    # Back to a state of its own.
+    other.graphsafe_set_state(torch.Generator(device="npu").manual_seed(3))
+    assert other.initial_seed() == 3 and generator.initial_seed() == 2
+    for wrong in (torch.Generator(), torch.Generator(device="npu:1")):
+        with pytest.raises(RuntimeError, match="graphsafe_set_state: expected a generator of device npu:0"):
+            other.graphsafe_set_state(wrong)
