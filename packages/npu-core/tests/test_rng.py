@@ -138,7 +138,7 @@ DRAW_MANY = """
     import hashlib, torch
     torch.set_num_threads(THREADS)
     torch.manual_seed(4)
-    n = 70_001
+    n = 30_001
     x = torch.linspace(-1, 1, n, device="npu")
     p = torch.rand(n, device="npu")
     results = [p, *torch.native_dropout(x, 0.3, True), *torch.native_dropout(x.bfloat16(), 0.3, True)]
@@ -148,9 +148,9 @@ DRAW_MANY = """
         results += [e.clone().cauchy_(), e.clone().geometric_(0.2), e.clone().bernoulli_(0.2), e.clone().random_()]
     results += [torch.randint(0, high, (n,), device="npu") for high in (10, 100_000, 1 << 20, 1 << 40)]
     results += [torch.randperm(n, device="npu"), torch.bernoulli(p), torch.normal(x, p), torch.poisson(30 * p)]
-    results += [torch.binomial(100 * p, p), torch._standard_gamma(p), torch._sample_dirichlet(p[:7000].view(-1, 7) + 0.01)]
+    results += [torch.binomial(100 * p, p), torch._standard_gamma(p), torch._sample_dirichlet(p[:7000].view(-1, 7))]
     results += [torch.multinomial(p, 5000, True), torch.multinomial(p, 50)]
-    results += [torch.multinomial(p[:70_000].view(700, 100), 9), torch.rrelu(x, 0.1, 0.4, True)]
+    results += [torch.multinomial(p[:30_000].view(300, 100), 9), torch.rrelu(x, 0.1, 0.4, True)]
     digest = hashlib.sha256()
     for result in results:
         digest.update(result.cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -166,8 +166,7 @@ def test_values_depend_on_seed_and_offset_only(run_python):
     assert digest(2) == one and digest(3) == one
 
 
-@pytest.mark.parametrize("isa", ["base", "avx2", "avx512"])
-def test_every_instruction_set_gives_the_same_bits(isa: str, run_python):
+def test_every_instruction_set_gives_the_same_bits(run_python):
     code = """
         import hashlib, torch
         torch.manual_seed(4)
@@ -185,7 +184,7 @@ def test_every_instruction_set_gives_the_same_bits(isa: str, run_python):
                 digest.update(torch.randint(0, high, (n,), device="npu").cpu().numpy().tobytes())
         print(digest.hexdigest())
         """
-    assert run_python(code, NPU_CPU_ISA=isa).stdout == run_python(code).stdout
+    assert len({run_python(code, NPU_CPU_ISA=isa).stdout for isa in ("base", "avx2", "avx512")}) == 1
 
 
 def test_streams_do_not_change_values():
