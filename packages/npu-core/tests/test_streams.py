@@ -208,8 +208,6 @@ def test_event_misuse():
         event.record(torch.npu.default_stream(1))
     with pytest.raises(RuntimeError, match="enable_timing=True"):
         event.elapsed_time(event)
-    with pytest.raises(NotImplementedError, match="interprocess"):
-        torch.npu.Event(interprocess=True)
 
 
 def test_a_failed_task_is_raised_at_the_next_synchronisation_and_then_over():
