@@ -106,6 +106,7 @@ class NpuPythonWrapper(PythonWrapperCodegen):
 class NpuCppWrapper:
     """Stands where a wrapper in C++ would be; there is none for npu."""
 
+    supports_caching = False
     _option = "cpp_wrapper and AOTInductor are"
 
     @classmethod
