@@ -1,7 +1,7 @@
 """Train a small network on npu, once as it is and once compiled, and compare.
 
-    python examples/compile_model.py                      # Inductor: needs a C++ compiler
-    python examples/compile_model.py --backend aot_eager
+python examples/compile_model.py                      # Inductor: needs a C++ compiler
+python examples/compile_model.py --backend aot_eager
 """
 
 from __future__ import annotations
