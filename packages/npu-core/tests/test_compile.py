@@ -136,8 +136,10 @@ def test_training_steps(backend, optimizer):
             optimizers[owner].zero_grad()
             run(x).square().mean().backward()
             update()
+    # A compiled AdamW computes its bias correction from the float32 tensor `step`, the eager one from Python numbers.
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if optimizer is torch.optim.AdamW else {}
     for ours, theirs in zip(models[1].parameters(), models[0].parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(ours, theirs, **tolerance)
 
 
 def test_copies_between_devices(backend):

@@ -199,7 +199,7 @@ def test_operator(op):
                 continue  # npu does not run it: test_opinfo.py has an opinion about that
             mode = FakeTensorMode()
             first, args, kwargs = tree_map(
-                lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v, _npu(arguments)
+                lambda v, mode=mode: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v, _npu(arguments)
             )
             try:
                 with mode:

@@ -1,4 +1,4 @@
-"""Makes torch.compile know the device, without importing torch._dynamo: that would triple the time of `import torch`."""
+"""Makes torch.compile know the device without importing torch._dynamo, which would slow `import torch` down."""
 
 from __future__ import annotations
 

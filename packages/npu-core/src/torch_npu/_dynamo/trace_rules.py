@@ -17,7 +17,7 @@ from torch._dynamo.variables.user_defined import UserDefinedClassVariable
 from torch_npu.npu import amp, devices, initialization, streams
 
 # The answer does not change once devices exist.
-_CONSTANT = (
+_CONSTANT: tuple[Any, ...] = (
     devices.device_count,
     devices.get_device_name,
     devices.get_soc_version,
@@ -26,7 +26,7 @@ _CONSTANT = (
     amp.autocast_mode.get_amp_supported_dtype,
 )
 # The answer is a constant behind a guard: another answer compiles again.
-_GUARDED = (devices.current_device, initialization.is_initialized)
+_GUARDED: tuple[Any, ...] = (devices.current_device, initialization.is_initialized)
 
 
 def register() -> None:
@@ -44,4 +44,5 @@ def register() -> None:
     handlers = variable._get_handlers()
     handlers[streams.current_stream] = handlers[torch.accelerator.current_stream]
     handlers[devices.synchronize] = handlers[torch.accelerator.synchronize]
-    UserDefinedClassVariable._in_graph_classes().update({streams.Stream, streams.Event})
+    classes: tuple[Any, ...] = (streams.Stream, streams.Event)
+    UserDefinedClassVariable._in_graph_classes().update(classes)

@@ -22,10 +22,7 @@ class NpuOpOverrides(DeviceOpOverrides):
     """Device statements of generated Python code."""
 
     def import_get_raw_stream_as(self, name: str) -> str:
-        return (
-            "from torch_npu._dynamo.device_interface import NpuInterface\n"
-            f"{name} = NpuInterface.get_raw_stream"
-        )
+        return f"from torch_npu._dynamo.device_interface import NpuInterface\n{name} = NpuInterface.get_raw_stream"
 
     def set_device(self, device_idx: int) -> str:
         return f"torch.npu.set_device({device_idx})"
@@ -106,6 +103,7 @@ class NpuPythonWrapper(PythonWrapperCodegen):
 class NpuCppWrapper:
     """Stands where a wrapper in C++ would be; there is none for npu."""
 
+    supports_caching = False
     _option = "cpp_wrapper and AOTInductor are"
 
     @classmethod

@@ -75,7 +75,7 @@ def compile_kernel(compiler: AsyncCompile, name: str, types: Sequence[str], sour
     library = KernelLibrary.load_async(text, submit_fn=submit)
 
     def load() -> _C._CompiledKernel:
-        address = ctypes.cast(getattr(library(), _ENTRY), ctypes.c_void_p).value
+        address = ctypes.cast(getattr(library(), _ENTRY), ctypes.c_void_p).value or 0
         return _C._CompiledKernel(name, address, signature(types))
 
     return load() if submit is None else LambdaFuture(load)
