@@ -94,6 +94,7 @@ def test_a_forked_child_may_drop_what_it_inherited(run_python):
         """
         import gc, os, sys, torch
         value = torch.arange(1000.0, device="npu")
+        torch.npu.synchronize()
         pinned = torch.arange(1000.0).pin_memory()
         event = torch.npu.Event()
         event.record()
