@@ -23,7 +23,7 @@ def run_python() -> RunPython:
     """Run a snippet in a fresh interpreter; `environment` adds variables, a None value removes one."""
 
     def run(
-        code: str, *, check: bool = True, timeout: float = 120, **environment: str | None
+        code: str, *, check: bool = True, timeout: float = 280, **environment: str | None
     ) -> subprocess.CompletedProcess[str]:
         variables = {**os.environ, "OMP_NUM_THREADS": "2"}
         for name, value in environment.items():
