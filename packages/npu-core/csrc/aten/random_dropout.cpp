@@ -96,7 +96,10 @@ at::Tensor scale_by_mask(const char* op, const at::Tensor& input, const at::Tens
 }
 
 at::Tensor native_dropout_backward(const at::Tensor& grad, const at::Tensor& mask, double scale) {
-  return scale_by_mask("aten::native_dropout_backward", grad, mask, scale, at::kBool);
+  // The scale is a float: integers are promoted.
+  const bool integral = at::isIntegralType(grad.scalar_type(), /*includeBool=*/true);
+  return scale_by_mask("aten::native_dropout_backward",
+                       integral ? grad.to(at::get_default_dtype_as_scalartype()) : grad, mask, scale, at::kBool);
 }
 
 at::Tensor masked_scale(const at::Tensor& self, const at::Tensor& mask, double scale) {
