@@ -332,7 +332,7 @@ class Worker:
 def leftovers() -> dict[str, int]:
     """What is still allocated when all tensors are gone."""
     found = {f"npu:{d}": torch.npu.memory_allocated(d) for d in range(torch.npu.device_count())}
-    found["pinned"] = _C._pinned_stats()["active_bytes.current"]
+    found["pinned"] = torch.npu.host_memory_stats()["active_bytes.current"]
     return found
 
 

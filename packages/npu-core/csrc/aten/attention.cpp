@@ -8,8 +8,9 @@
 namespace npu::aten {
 namespace {
 
+// Sizes are compared as symbols: torch.export asks about shapes that stay dynamic.
 bool is_dense_4d(const at::Tensor& t) {
-  return t.dim() == 4 && t.layout() == at::kStrided && !t.is_nested() && t.stride(-1) == 1 && t.size(2) > 0;
+  return t.dim() == 4 && t.layout() == at::kStrided && !t.is_nested() && t.sym_stride(-1) == 1 && t.sym_size(2) > 0;
 }
 
 // A mask must be a floating or boolean tensor that broadcasts over (batch, heads, rows, columns) and needs no gradient:
@@ -18,17 +19,18 @@ bool takes_mask(const std::optional<at::Tensor>& mask, const at::Tensor& query, 
   if (!mask.has_value() || !mask->defined()) return true;
   if (mask->requires_grad() || mask->is_nested()) return false;
   if (mask->scalar_type() != at::kBool && mask->scalar_type() != query.scalar_type()) return false;
-  const auto fits = [&](std::int64_t dim, std::int64_t size) {
-    return mask->size(dim) == 1 || mask->size(dim) == size;
+  const auto fits = [&](std::int64_t dim, const c10::SymInt& size) {
+    return mask->sym_size(dim) == 1 || mask->sym_size(dim) == size;
   };
-  if (mask->dim() == 2) return fits(0, query.size(2)) && fits(1, key.size(2));
-  return mask->dim() == 4 && fits(0, query.size(0)) && fits(1, query.size(1)) && fits(2, query.size(2)) &&
-         fits(3, key.size(2));
+  if (mask->dim() == 2) return fits(0, query.sym_size(2)) && fits(1, key.sym_size(2));
+  return mask->dim() == 4 && fits(0, query.sym_size(0)) && fits(1, query.sym_size(1)) && fits(2, query.sym_size(2)) &&
+         fits(3, key.sym_size(2));
 }
 
 bool takes_heads(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, bool enable_gqa) {
-  if (key.size(1) != value.size(1)) return false;
-  return query.size(1) == key.size(1) || (enable_gqa && key.size(1) > 0 && query.size(1) % key.size(1) == 0);
+  if (key.sym_size(1) != value.sym_size(1)) return false;
+  return query.sym_size(1) == key.sym_size(1) ||
+         (enable_gqa && key.sym_size(1) > 0 && query.sym_size(1) % key.sym_size(1) == 0);
 }
 
 bool flash_takes(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -37,9 +39,10 @@ bool flash_takes(const at::Tensor& query, const at::Tensor& key, const at::Tenso
   if (!is_dense_4d(query) || !is_dense_4d(key) || !is_dense_4d(value)) return false;
   const auto dtype = query.scalar_type();
   if (!at::isFloatingType(dtype) || key.scalar_type() != dtype || value.scalar_type() != dtype) return false;
-  return query.size(0) == key.size(0) && key.size(0) == value.size(0) && query.size(0) > 0 &&
-         query.size(3) == key.size(3) && key.size(3) == value.size(3) && query.size(3) > 0 &&
-         key.size(2) == value.size(2) && takes_heads(query, key, value, enable_gqa) && takes_mask(mask, query, key);
+  return query.sym_size(0) == key.sym_size(0) && key.sym_size(0) == value.sym_size(0) && query.sym_size(0) > 0 &&
+         query.sym_size(3) == key.sym_size(3) && key.sym_size(3) == value.sym_size(3) && query.sym_size(3) > 0 &&
+         key.sym_size(2) == value.sym_size(2) && takes_heads(query, key, value, enable_gqa) &&
+         takes_mask(mask, query, key);
 }
 
 std::int64_t choose(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

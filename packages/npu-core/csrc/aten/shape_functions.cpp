@@ -30,6 +30,39 @@ CallShape like_self(Arguments arguments) {
   return {{contiguous(self.sizes(), self.scalar_type())}, {-1}, {}};
 }
 
+// Fourier transforms of torch's CPU kernels lay their result out with the dimensions that are not transformed first,
+// the others after them, both by falling stride of the input; torch's meta kernels take us for a GPU, where it is
+// otherwise.
+TensorShape transformed(const at::Tensor& self, std::vector<std::int64_t> dims, size_t sorted, at::IntArrayRef sizes) {
+  const auto falls = [&](std::int64_t a, std::int64_t b) { return self.stride(a) > self.stride(b); };
+  std::stable_sort(dims.begin(), dims.begin() + static_cast<std::ptrdiff_t>(sorted), falls);
+  std::vector<std::int64_t> order;
+  for (std::int64_t d = 0; d < self.dim(); ++d) {
+    if (std::find(dims.begin(), dims.end(), d) == dims.end()) order.push_back(d);
+  }
+  std::stable_sort(order.begin(), order.end(), falls);
+  order.insert(order.end(), dims.begin(), dims.end());
+  TensorShape shape = contiguous(sizes, at::toComplexType(self.scalar_type()));
+  std::int64_t step = 1;
+  for (auto d = order.rbegin(); d != order.rend(); ++d) {
+    shape.strides[static_cast<size_t>(*d)] = step;
+    step *= std::max<std::int64_t>(sizes[static_cast<size_t>(*d)], 1);
+  }
+  return shape;
+}
+
+// _fft_r2c(self, dim, normalization, onesided)
+CallShape real_to_complex(Arguments arguments) {
+  const auto& self = arguments[0].toTensor();
+  const auto dims = arguments[1].toIntVector();
+  TORCH_CHECK(at::isFloatingType(self.scalar_type()) && !dims.empty(),
+              "_fft_r2c expects a real tensor and a dimension, but got ", self.scalar_type(), " and ", dims.size());
+  auto sizes = self.sizes().vec();
+  auto& last = sizes[static_cast<size_t>(dims.back())];
+  if (arguments[3].toBool()) last = last / 2 + 1;
+  return {{transformed(self, dims, dims.size() - 1, sizes)}, {-1}, {}};
+}
+
 // (fake-quantised values, whether each was in range)
 CallShape like_self_and_mask(Arguments arguments) {
   const auto& self = arguments[0].toTensor();
@@ -99,6 +132,7 @@ CallShape ctc_loss(Arguments arguments) {
 
 ShapeFunction own_shape_function(const c10::OperatorName& name) {
   static const std::unordered_map<std::string, ShapeFunction> functions = {
+      {"aten::_fft_r2c", &real_to_complex},
       {"aten::_logcumsumexp", &like_self},
       {"aten::geqrf", &geqrf},
       {"aten::histogram.bin_ct", &histogram_of_count},
