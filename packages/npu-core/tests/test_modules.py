@@ -23,6 +23,36 @@ def test_recurrent(module: type, bias: bool):
         torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("module", [torch.nn.LSTMCell, torch.nn.GRUCell])
+def test_gradients_reach_the_states(module: type, dtype: torch.dtype):
+    torch.manual_seed(1)
+    on_cpu = module(5, 7).to(dtype)
+    on_npu = copy.deepcopy(on_cpu).npu()
+    count = 2 if module is torch.nn.LSTMCell else 1
+    states = [torch.randn(3, 7, dtype=dtype) for _ in range(count)]
+    x = torch.randn(3, 5, dtype=dtype)
+    gradients = []
+    for cell, device in ((on_cpu, "cpu"), (on_npu, "npu")):
+        leaves = [t.clone().to(device).requires_grad_() for t in states]
+        result = cell(x.to(device), tuple(leaves) if count == 2 else leaves[0])
+        results = result if count == 2 else (result,)
+        sum((i + 1) * r.square().sum() for i, r in enumerate(results)).backward()
+        only_last = torch.autograd.grad(
+            (cell(x.to(device), tuple(leaves)) if count == 2 else (cell(x.to(device), leaves[0]),))[-1].sum(), leaves
+        )
+        gradients.append([t.grad.cpu() for t in leaves] + [t.cpu() for t in only_last])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_recurrent_cells_check_their_operands():
+    gates, state = torch.ones(2, 12, device="npu"), torch.ones(2, 5, device="npu")
+    with pytest.raises(RuntimeError, match=r"_thnn_fused_lstm_cell: the state must be \(2, 3\)"):
+        torch.ops.aten._thnn_fused_lstm_cell(gates, gates, state)
+    with pytest.raises(RuntimeError, match="_thnn_fused_gru_cell: input_gates and hidden_gates"):
+        torch.ops.aten._thnn_fused_gru_cell(gates, gates[:1], state)
+
+
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
 def test_group_norm(format: torch.memory_format):
     x = torch.randn(2, 4, 9, 9).contiguous(memory_format=format)
