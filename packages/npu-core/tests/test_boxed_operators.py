@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 
 import torch_npu  # noqa: F401
-from npu_core import _C
-
-DELAY_TASK = 2
-
-
-@pytest.fixture
-def late() -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-    """Copies a tensor to npu by a task that starts 50 ms late."""
-
-    def upload(value: torch.Tensor) -> torch.Tensor:
-        _C._inject_fault(0, DELAY_TASK, match="copy", count=1, delay_ns=50_000_000)
-        return value.pin_memory().to("npu", non_blocking=True)
-
-    yield upload
-    _C._inject_fault(0, 0)
-    torch.npu.synchronize()
-
 
 OPERATORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "flip": lambda x: x.flip(0),
@@ -45,13 +28,15 @@ OPERATORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_returns_before_its_input_exists(name: str, late: Callable) -> None:
+def test_returns_before_its_input_exists(name: str, hold) -> None:
     operator = OPERATORS[name]
     operator(torch.ones(8, 8, device="npu"))  # whatever is set up once
     torch.npu.synchronize()
     x = torch.randn(8, 8, generator=torch.Generator().manual_seed(3))
-    result = operator(late(x))
+    hold(match="copy")
+    result = operator(x.pin_memory().to("npu", non_blocking=True))
     assert not torch.npu.current_stream().query()
+    hold.release()
     torch.testing.assert_close(result.cpu(), operator(x))
 
 
@@ -161,3 +146,20 @@ def test_integer_conversions(dtype: torch.dtype) -> None:
     x = torch.tensor([[0, 1, 5], [100, 7, 3]])
     assert torch.equal(x.npu().to(dtype).cpu(), x.to(dtype))
     assert torch.equal(x.to(dtype).npu().to(torch.int64).cpu(), x)
+
+
+def test_the_fallback_can_be_forbidden(run_python: Callable) -> None:
+    """What runs as a task of the stream is no fallback."""
+    done = run_python(
+        """
+        import torch
+        x = torch.arange(3.0, device="npu")
+        print(x.flip(0).tolist())
+        try:
+            x.nonzero()
+        except RuntimeError as error:
+            print("nonzero" in str(error) and "TORCH_NPU_FALLBACK_CPU_DISABLE" in str(error))
+        """,
+        TORCH_NPU_FALLBACK_CPU_DISABLE="1",
+    )
+    assert done.stdout.split("\n")[:2] == ["[2.0, 1.0, 0.0]", "True"]

@@ -87,11 +87,15 @@ def test_producers_go_on_after_one_of_them_failed():
 
 
 GROWTH = """
-import gc, os, threading, torch
+import gc, os, threading, time, torch
 
 def usage():
     gc.collect()
     torch.npu.synchronize()
+    for _ in range(1000):  # join() returns a little before the thread has left the process
+        if len(os.listdir("/proc/self/task")) <= threads_at_rest:
+            break
+        time.sleep(0.01)
     resident = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE")
     return resident, len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
@@ -146,7 +150,9 @@ torch.npu.synchronize()
 cycle = {kind}
 for i in range({warm}):
     cycle(i)
+threads_at_rest = 1000
 before = usage()
+threads_at_rest = before[2]
 for i in range({count}):
     cycle(i)
 after = usage()

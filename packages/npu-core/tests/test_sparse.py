@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -109,17 +111,17 @@ def test_copy_between_layouts_is_refused() -> None:
         _dense().to_sparse().npu().copy_(_dense().npu())
 
 
-def test_inputs_in_flight() -> None:
+def test_inputs_in_flight(hold) -> None:
     """The parts of a sparse tensor may still be on their way when an operator is called."""
-    from npu_core import _C
-
-    dense, other = _dense().to_sparse(), torch.ones(4, 2)
-    _C._inject_fault(0, 2, match="copy", count=3, delay_ns=20_000_000)
-    try:
-        values = dense.values().pin_memory().to("npu", non_blocking=True)
-        indices = dense.indices().pin_memory().to("npu", non_blocking=True)
-        sparse = torch.sparse_coo_tensor(indices, values, dense.shape, check_invariants=False, is_coalesced=True)
-        result = torch.sparse.mm(sparse, other.npu())
-    finally:
-        _C._inject_fault(0, 0)
-    assert torch.equal(result.cpu(), _dense() @ other)
+    dense, other = _dense().to_sparse(), torch.ones(4, 2).npu()
+    torch.npu.synchronize()
+    hold(match="copy")
+    values = dense.values().pin_memory().to("npu", non_blocking=True)
+    indices = dense.indices().pin_memory().to("npu", non_blocking=True)
+    sparse = torch.sparse_coo_tensor(indices, values, dense.shape, check_invariants=False, is_coalesced=True)
+    assert not torch.npu.current_stream().query()
+    released = threading.Timer(0.05, hold.release)
+    released.start()
+    result = torch.sparse.mm(sparse, other)  # waits
+    released.join()
+    assert torch.equal(result.cpu(), _dense() @ torch.ones(4, 2))

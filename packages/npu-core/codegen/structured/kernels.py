@@ -142,6 +142,10 @@ class _GroupWriter:
             body.append(f"op.output(0).resize_({FINAL_SIZE[self._name]});")
         if self._name in OUTPUT_FORMAT_FROM:
             body.append(f"take_memory_format(op.output(0), {OUTPUT_FORMAT_FROM[self._name]});")
+        inputs = [f"&{a.name}" for a in self._inputs if _cpp_type(a) == _TENSOR]
+        if kind is SchemaKind.out and inputs and self._group.out.structured_inherits != "TensorIteratorBase":
+            written = ", ".join(f"&op.output({i})" for i in range(len(self._outputs)))
+            body.append(f"check_outputs_apart({{{written}}}, {{{', '.join(inputs)}}});")
         body.append(self._launch(function, [f"op.output({i})" for i in range(len(self._outputs))]))
         body.append(_return_statement(kind, outputs, len(self._outputs)))
         return _define(signature.defn(name=_function_name(function)).replace("::std::", "std::"), body)

@@ -5,6 +5,8 @@
 #include <ATen/core/List.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "boxed_codec.h"
 #include "launch_op.h"
 #include "operator_plan.h"
@@ -49,6 +51,39 @@ std::optional<int> common_device(const OperatorPlan& plan, Arguments arguments) 
     }
   }
   return device;
+}
+
+// Whether a written argument shares its storage with another argument.  The fallback's aliases share storages as their
+// originals do, so the CPU kernels there can tell whether they overlap, and refuse.
+bool writes_shared_storage(const OperatorPlan& plan, Arguments arguments) {
+  c10::SmallVector<const c10::StorageImpl*, 8> written;
+  const auto visit = [&](bool wanted, const auto& found) {
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      if (plan.written[i] != wanted) continue;
+      if (arguments[i].isTensor()) {
+        if (found(arguments[i].toTensor())) return true;
+      } else if (arguments[i].isTensorList()) {
+        for (const at::Tensor& t : arguments[i].toTensorList()) {
+          if (found(t)) return true;
+        }
+      }
+    }
+    return false;
+  };
+  const auto storage_of = [](const at::Tensor& t) {
+    return t.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
+  };
+  visit(true, [&](const at::Tensor& t) {
+    if (t.defined()) written.push_back(storage_of(t));
+    return false;
+  });
+  if (written.empty()) return false;
+  std::sort(written.begin(), written.end());
+  const bool several = std::adjacent_find(written.begin(), written.end()) != written.end();
+  if (several && !plan.keeps_shapes && !plan.is_foreach) return true;
+  return visit(false, [&](const at::Tensor& t) {
+    return t.defined() && std::binary_search(written.begin(), written.end(), storage_of(t));
+  });
 }
 
 void take_shape(const at::Tensor& t, const TensorShape& shape) {
@@ -191,6 +226,7 @@ bool run_asynchronously(const c10::OperatorHandle& op, torch::jit::Stack* stack)
   const auto common = common_device(plan, arguments);
   if (!common) return false;
   const int device = *common < 0 ? current_device() : *common;
+  if (writes_shared_storage(plan, arguments)) return false;
   const CallShape* known = shape_of_call(plan, arguments);
   if (known == nullptr) return false;
   const CallShape shape = *known;  // allocation may run other operators

@@ -112,6 +112,7 @@ at::Tensor& copy_(at::Tensor& self, const at::Tensor& src, bool non_blocking) {
   if (self.numel() == 0) return self;
   const bool self_on_npu = is_npu(self), src_on_npu = is_npu(from);
   if (self_on_npu && src_on_npu) {
+    at::assert_no_partial_overlap(self, from);
     between_devices(self, from);
   } else if (self_on_npu) {
     TORCH_CHECK_NOT_IMPLEMENTED(from.is_cpu() && from.layout() == at::kStrided, "copy_: copying a ", from.layout(),

@@ -106,6 +106,8 @@ class FallbackCall {
       }
     }
     check_devices();
+    // Factories of quantised tensors: the dispatcher finds the CPU's by their dtype.
+    if (op_.schema().name().find("_quantized") != std::string::npos) special_operand_ = true;
     if (special_operand_) {
       for (auto& t : tensors_) {
         if (t.npu.requires_grad()) t.cpu.set_requires_grad(true);
@@ -318,6 +320,7 @@ void count_fallback(const c10::OperatorHandle& op) {
 }  // namespace
 
 void boxed_fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  if (run_asynchronously(op, stack)) return;
   static const bool disabled = env_flag("TORCH_NPU_FALLBACK_CPU_DISABLE", false);
   TORCH_CHECK(
       !disabled, "The operator '", op.schema().operator_name(),
@@ -330,7 +333,6 @@ void boxed_fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
       std::any_of(keys.begin(), keys.end(), [&](auto k) { return op.hasKernelForDispatchKey(k); }), "The operator '",
       op.schema().operator_name(), "' is not supported on npu: it has neither an npu nor a CPU kernel.",
       error_suffix(Submodule::OPS, ErrorCode::NOT_SUPPORT));
-  if (run_asynchronously(op, stack)) return;
   count_fallback(op);
   FallbackCall(op, stack).run();
 }

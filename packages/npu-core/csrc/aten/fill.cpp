@@ -8,6 +8,7 @@
 
 #include "empty.h"
 #include "launch_op.h"
+#include "operator_plan.h"
 
 namespace npu::aten {
 namespace {
@@ -18,8 +19,8 @@ void run_fill(const at::Tensor& self, const at::Scalar& value) { mut(self).fill_
 void run_fill_tensor(const at::Tensor& self, const at::Tensor& value) { mut(self).fill_(value); }
 void run_zero(const at::Tensor& self) { mut(self).zero_(); }
 
+// Expanded tensors may be filled: every element gets the same value.
 at::Tensor& fill_scalar(at::Tensor& self, const at::Scalar& value) {
-  at::assert_no_internal_overlap(self);
   if (self.numel() != 0) launch_op<&run_fill>("aten::fill_", self, value);
   return self;
 }
@@ -27,13 +28,12 @@ at::Tensor& fill_scalar(at::Tensor& self, const at::Scalar& value) {
 at::Tensor& fill_tensor(at::Tensor& self, const at::Tensor& value) {
   TORCH_CHECK(value.dim() == 0, "fill_ only supports 0-dimension value tensor but got tensor with ", value.dim(),
               " dimensions.");
-  at::assert_no_internal_overlap(self);
+  if (!is_npu(self) || (is_npu(value) && value.device() != self.device())) return self.fill_(value.item());
   if (self.numel() != 0) launch_op<&run_fill_tensor>("aten::fill_", self, value);
   return self;
 }
 
 at::Tensor& zero_(at::Tensor& self) {
-  at::assert_no_internal_overlap(self);
   if (self.numel() != 0) launch_op<&run_zero>("aten::zero_", self);
   return self;
 }
@@ -65,7 +65,6 @@ void run_masked_fill_tensor(const at::Tensor& self, const at::Tensor& mask, cons
 void check_mask(const at::Tensor& self, const at::Tensor& mask) {
   TORCH_CHECK(mask.scalar_type() == at::kBool, "masked_fill_ only supports boolean masks, but got mask with dtype ",
               mask.scalar_type());
-  at::assert_no_internal_overlap(self);
   at::assert_no_partial_overlap(self, mask);
   TORCH_CHECK(at::is_expandable_to(mask.sizes(), self.sizes()), "masked_fill_: mask of shape ", mask.sizes(),
               " does not broadcast to self of shape ", self.sizes());
@@ -93,9 +92,10 @@ at::Tensor where(const at::Tensor& condition, const at::Tensor& self, const at::
   TORCH_CHECK(condition.scalar_type() == at::kBool || condition.scalar_type() == at::kByte,
               "where expected condition to be a boolean tensor, but got a tensor with dtype ", condition.scalar_type());
   const auto dtype = at::native::result_type(self, other);
-  auto shape = at::infer_size(at::infer_size(condition.sizes(), self.sizes()), other.sizes());
+  const auto sizes = at::infer_size(at::infer_size(condition.sizes(), self.sizes()), other.sizes());
+  const auto shape = pointwise_shape(sizes, dtype, {condition, self, other});
   const at::Tensor& like = is_npu(self) ? self : is_npu(condition) ? condition : other;
-  auto out = empty_npu(shape, dtype, like.device().index());
+  auto out = empty_strided_npu(shape.sizes, shape.strides, dtype, like.device().index());
   if (out.numel() != 0) {
     // Converted on the engine side of the stream, in order.
     auto cast = [&](const at::Tensor& t) { return t.scalar_type() == dtype ? t : t.to(dtype); };

@@ -24,8 +24,16 @@ at::ScalarType statistics_dtype(const at::Tensor& input, const OptTensor& weight
 void run_batch_norm(const at::Tensor& out, const at::Tensor& mean, const at::Tensor& invstd, const at::Tensor& input,
                     const OptTensor& weight, const OptTensor& bias, const OptTensor& running_mean,
                     const OptTensor& running_var, bool training, double momentum, double eps) {
-  at::native_batch_norm_out(mut(out), mut(mean), mut(invstd), input, weight, bias, running_mean, running_var, training,
-                            momentum, eps);
+  // torch's out= kernel is wrong for other layouts (on the CPU too).
+  if (input.is_contiguous() || input.is_contiguous(input.suggest_memory_format())) {
+    at::native_batch_norm_out(mut(out), mut(mean), mut(invstd), input, weight, bias, running_mean, running_var,
+                              training, momentum, eps);
+    return;
+  }
+  const auto [o, m, s] = at::native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps);
+  mut(out).copy_(o);
+  mut(mean).copy_(m);
+  mut(invstd).copy_(s);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> native_batch_norm(const at::Tensor& input, const OptTensor& weight,

@@ -1,7 +1,9 @@
 #include "operator_plan.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/ExpandUtils.h>
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/TensorIterator.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <c10/core/DefaultDtype.h>
@@ -19,6 +21,12 @@ namespace {
 
 // The sizes of their auxiliary results depend on which of its algorithms the CPU kernel picks.
 const std::set<std::string> kSynchronous = {"aten::_embedding_bag", "aten::_embedding_bag_forward_only"};
+
+// Their CPU kernels give the result the memory format of the first argument; the meta kernels do not say so.
+const std::set<std::string> kFormatOfFirst = {"aten::reflection_pad2d", "aten::reflection_pad2d.out"};
+
+// Pointwise operators that torch does not tag as such.
+const std::set<std::string> kPointwise = {"aten::complex.out", "aten::polar.out"};
 
 // CPU kernels that use `out` as scratch memory of another size, or expect to choose its memory format.
 const std::set<std::string> kWithoutOut = {"aten::huber_loss", "aten::binary_cross_entropy", "aten::max_unpool2d",
@@ -87,6 +95,7 @@ bool runs_on_cpu(const c10::OperatorHandle& op) {
 OperatorPlan::OperatorPlan(const c10::OperatorHandle& handle) : op(handle), name(op.schema().name().c_str()) {
   const auto& schema = op.schema();
   shape_function = own_shape_function(op.operator_name());
+  is_foreach = schema.name().rfind("aten::_foreach_", 0) == 0;
   keeps_shapes = npu::aten::keeps_shapes(op.operator_name()) && schema.returns().empty();
   const bool has_meta = op.hasComputedKernelForDispatchKey(c10::DispatchKey::Meta) &&
                         !op.hasTag(at::Tag::dynamic_output_shape) && !op.hasTag(at::Tag::data_dependent_output);
@@ -200,6 +209,29 @@ TensorShape shape_of(const at::Tensor& t) {
   return shape;
 }
 
+// Layouts that meta kernels leave out: pointwise operators without a kernel of their own in torch's meta backend are
+// decomposed there and lose the operands' memory format.
+void take_layout(const OperatorPlan& plan, c10::ArrayRef<c10::IValue> arguments, TensorShape& shape) {
+  if (!shape.defined) return;
+  const std::string name = c10::toString(plan.op.operator_name());
+  if (plan.op.hasTag(at::Tag::pointwise) || kPointwise.count(name) != 0) {
+    std::vector<at::Tensor> operands;
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      if (!plan.written[i] && arguments[i].isTensor() && arguments[i].toTensor().defined()) {
+        operands.push_back(arguments[i].toTensor());
+      }
+    }
+    bool broadcast = !operands.empty();
+    for (const auto& t : operands) broadcast = broadcast && at::is_expandable_to(t.sizes(), shape.sizes);
+    if (broadcast) shape = pointwise_shape(shape.sizes, shape.dtype, operands);
+  } else if (kFormatOfFirst.count(name) != 0) {
+    const auto& first = arguments[0].toTensor();
+    const auto like = at::detail::empty_meta(shape.sizes, shape.dtype, std::nullopt, std::nullopt, std::nullopt,
+                                             first.suggest_memory_format());
+    shape.strides.assign(like.strides().begin(), like.strides().end());
+  }
+}
+
 // Meta kernels written in Python must not see the modes of the program that is running.
 class WithoutTorchFunction {
  public:
@@ -234,13 +266,22 @@ CallShape run_meta(const OperatorPlan& plan, c10::ArrayRef<c10::IValue> argument
       continue;
     }
     if (expected.is_list) shape.list_sizes.back() = static_cast<std::int64_t>(result.toTensorVector().size());
-    visit_tensors(result, [&](const at::Tensor& t) { shape.results.push_back(shape_of(t)); });
+    visit_tensors(result, [&](const at::Tensor& t) {
+      shape.results.push_back(shape_of(t));
+      take_layout(plan, arguments, shape.results.back());
+    });
   }
   for (size_t i = 0; i < given.size(); ++i) {
     if (!plan.written[i]) continue;
+    std::vector<at::Tensor> before;
+    visit_tensors(arguments[i], [&](const at::Tensor& t) { before.push_back(t); });
+    size_t next = 0;
     visit_tensors(given[i], [&](const at::Tensor& t) {
+      const at::Tensor& original = before[next++];
+      if (!t.defined()) return;
       // Strides as they are: a written argument may overlap itself where the kernel allows it.
-      if (t.defined()) shape.written.push_back(as_given(t));
+      shape.written.push_back(as_given(t));
+      if (t.sizes() != original.sizes()) take_layout(plan, arguments, shape.written.back());
     });
   }
   return shape;
@@ -338,10 +379,20 @@ constexpr size_t kRemembered = 4096;
 
 }  // namespace
 
+TensorShape pointwise_shape(at::IntArrayRef sizes, at::ScalarType dtype, c10::ArrayRef<at::Tensor> operands) {
+  at::TensorIteratorConfig config;
+  config.set_check_mem_overlap(false).check_all_same_dtype(false).resize_outputs(false);
+  config.declare_static_dtype_and_device(dtype, c10::kMeta).declare_static_shape(sizes);
+  config.add_owned_output(at::Tensor());
+  for (const auto& t : operands) config.add_owned_const_input(to_meta(t));
+  const auto iterator = config.build();
+  return as_given(iterator.output());
+}
+
 const CallShape* shape_of_call(const OperatorPlan& plan, c10::ArrayRef<c10::IValue> arguments) {
   static const CallShape nothing;
   if (plan.keeps_shapes) return &nothing;
-  thread_local std::unordered_map<Key, CallShape, KeyHash> seen;
+  thread_local std::unordered_map<Key, std::optional<CallShape>, KeyHash> seen;  // nothing: the call was refused
   thread_local KeyWriter writer;
   writer.key.clear();
   writer.word(reinterpret_cast<std::uintptr_t>(&plan));
@@ -349,18 +400,19 @@ const CallShape* shape_of_call(const OperatorPlan& plan, c10::ArrayRef<c10::IVal
   for (size_t i = 0; i < arguments.size(); ++i) {
     plan.is_number[i] ? writer.kind(arguments[i]) : writer.value(arguments[i]);
   }
-  if (const auto it = seen.find(writer.key); it != seen.end()) return &it->second;
+  if (const auto it = seen.find(writer.key); it != seen.end()) return it->second ? &*it->second : nullptr;
   const Key key = writer.key;  // the meta kernel may come here again
+  std::optional<CallShape> shape;
   try {
-    auto shape = plan.shape_function != nullptr ? plan.shape_function(arguments) : run_meta(plan, arguments);
-    drop_unwanted(plan, arguments, shape);
-    if (seen.size() >= kRemembered) seen.clear();
-    return &seen.emplace(key, std::move(shape)).first->second;
+    shape = plan.shape_function != nullptr ? plan.shape_function(arguments) : run_meta(plan, arguments);
+    drop_unwanted(plan, arguments, *shape);
   } catch (const NotDense&) {
-    return nullptr;
   } catch (const std::exception&) {
-    return nullptr;
+    // The CPU kernel says what is wrong, in its own words, or that nothing is.
   }
+  if (seen.size() >= kRemembered) seen.clear();
+  const auto& known = seen.emplace(key, std::move(shape)).first->second;
+  return known ? &*known : nullptr;
 }
 
 }  // namespace npu::aten

@@ -27,6 +27,7 @@ struct OperatorPlan {
   bool is_asynchronous = false;
   int generator = -1;         // index of the Generator argument
   int output_mask = -1;       // index of the bool[] that says which results are wanted
+  bool is_foreach = false;    // lists of tensors, which may be parts of one buffer
   bool keeps_shapes = false;  // no results, and the written arguments stay as they are
   // Per argument: numbers whose kind decides the results' dtype while their value decides nothing.
   std::vector<bool> is_number;
@@ -52,6 +53,9 @@ struct CallShape {
   // New shape per tensor of the written arguments, in order (out= overloads resize).
   std::vector<TensorShape> written;
 };
+
+// The layout that torch gives a new result of a pointwise operator: that of its operands, where they agree.
+TensorShape pointwise_shape(at::IntArrayRef sizes, at::ScalarType dtype, c10::ArrayRef<at::Tensor> operands);
 
 // Runs the operator's meta kernel (remembered per shape of the arguments).  nullptr when there is none or when it
 // refuses the arguments: the CPU kernel then has the say.  Valid until the thread's next call.

@@ -7,6 +7,7 @@
 #include <ATen/ops/q_zero_point_native.h>
 #include <ATen/ops/qscheme_native.h>
 #include <ATen/ops/quantize_per_tensor.h>
+#include <ATen/ops/set_native.h>
 #include <ATen/quantized/QTensorImpl.h>
 #include <ATen/quantized/Quantizer.h>
 #include <torch/library.h>
@@ -60,9 +61,11 @@ TORCH_LIBRARY_IMPL(_, QuantizedPrivateUse1, m) {
 }
 
 TORCH_LIBRARY_IMPL(aten, QuantizedPrivateUse1, m) {
-  use_cpu_kernels(m, c10::DispatchKey::QuantizedCPU,
-                  {"copy_", "qscheme", "q_scale", "q_zero_point", "q_per_channel_axis"});
+  use_cpu_kernels(
+      m, c10::DispatchKey::QuantizedCPU,
+      {"copy_", "set_.source_Storage_storage_offset", "qscheme", "q_scale", "q_zero_point", "q_per_channel_axis"});
   m.impl("copy_", TORCH_FN(copy_quantized));
+  m.impl("set_.source_Storage_storage_offset", TORCH_FN(at::native::set_storage_quantized_));
   m.impl("qscheme", TORCH_FN(at::native::qscheme_quant));
   m.impl("q_scale", TORCH_FN(at::native::q_scale_quant));
   m.impl("q_zero_point", TORCH_FN(at::native::q_zero_point_quant));

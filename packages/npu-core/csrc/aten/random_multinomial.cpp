@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "empty.h"
@@ -97,18 +98,17 @@ void sample_without_replacement(std::int64_t* out, const T* p, std::int64_t rows
       race.clear();
       Numbers numbers(state, r * categories, (r + 1) * categories);
       bool valid = true;
+      double sum = 0.0;
       for (std::int64_t j = 0; j < categories; ++j) {
         const auto value = static_cast<double>(p[r * categories + j]);
         valid &= value >= 0.0 && std::isfinite(value);
         const double exponential = -std::log(open_unit_double(numbers.next()));
-        if (value > 0.0) race.emplace_back(exponential / value, j);
+        // Impossible categories come last: as with torch's kernels, they fill up what the others cannot.
+        sum += value;
+        race.emplace_back(value > 0.0 ? exponential / value : std::numeric_limits<double>::infinity(), j);
       }
       TORCH_CHECK(valid, "probability tensor contains either `inf`, `nan` or element < 0");
-      TORCH_CHECK(!race.empty(), "invalid multinomial distribution (sum of probabilities <= 0)");
-      TORCH_CHECK(static_cast<std::int64_t>(race.size()) >= samples,
-                  "invalid multinomial distribution (with replacement=False, not enough non-negative "
-                  "category to sample): expected at least ",
-                  samples, " positive probabilities in each row, but got ", race.size());
+      TORCH_CHECK(sum > 0.0, "invalid multinomial distribution (sum of probabilities <= 0)");
       std::nth_element(race.begin(), race.begin() + (samples - 1), race.end());
       std::sort(race.begin(), race.begin() + samples);
       for (std::int64_t s = 0; s < samples; ++s) out[r * samples + s] = race[static_cast<size_t>(s)].second;

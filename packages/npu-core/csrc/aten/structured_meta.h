@@ -6,6 +6,7 @@
 // the op is queued, and the engine calls at::cpu::<op>_out on aliases.  Meta never sees an alias: TensorIterator reads
 // data while it is built for the CPU, which would be too early.
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/TensorMeta.h>
 #include <ATen/core/IListRef.h>
@@ -94,6 +95,17 @@ class SameDevice {
   const char* op_;
   std::optional<c10::Device> common_;
 };
+
+// Refuses outputs that share part of their memory with an input.  The engine's aliases have storages of their own, so
+// the kernels cannot see it.  Ops built on TensorIterator have checked it in meta().
+inline void check_outputs_apart(std::initializer_list<const at::Tensor*> outputs,
+                                std::initializer_list<const at::Tensor*> inputs) {
+  for (const at::Tensor* out : outputs) {
+    for (const at::Tensor* in : inputs) {
+      if (in->defined()) at::assert_no_partial_overlap(*out, *in);
+    }
+  }
+}
 
 // Operands of a matrix product must share their dtype, whatever the CPU computes in.
 void check_product_dtypes(std::initializer_list<const at::Tensor*> operands);

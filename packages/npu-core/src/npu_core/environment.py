@@ -93,7 +93,7 @@ _KNOWN = (
     _flag("ASCEND_LAUNCH_BLOCKING", "0", "wait for each operator before returning (for debugging)"),
     Variable("STREAMS_PER_DEVICE", "32", "size of each stream pool", "8|32", "8 or 32"),
     _flag("TORCH_NPU_COMPACT_ERROR_OUTPUT", "0", "leave the error-code line out of messages"),
-    _flag("TORCH_NPU_FALLBACK_CPU_DISABLE", "0", "raise instead of running an operator by the CPU fallback"),
+    _flag("TORCH_NPU_FALLBACK_CPU_DISABLE", "0", "raise instead of waiting for an operator on the fallback"),
     _flag("NPU_COUNT_FALLBACKS", "0", "print at exit how often operators ran by the CPU fallback"),
     _flag("TORCH_NPU_WARNING_DISABLE", "0", "silence warnings of the plugin"),
     # memory

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from known_exceptions import WAITS
 from torch.testing._internal import common_methods_invocations
 from torch.testing._internal.common_device_type import toleranceOverride
 from torch.testing._internal.common_methods_invocations import op_db
@@ -40,7 +41,8 @@ DTYPES = (
     torch.complex64,
 )
 SAMPLES_PER_CASE = 12
-DELAY_NS = 500_000
+SHORT_DELAY_NS = 500_000
+HELD_NS = 3_000_000_000
 _DELAY_TASK = 2  # NPU_FAULT_DELAY_TASK
 _NO_FAULT = 0
 
@@ -67,10 +69,14 @@ class Case:
         return op_db[self.index]
 
     @property
+    def op_name(self) -> str:
+        variant = f".{self.op.variant_test_name}" if self.op.variant_test_name else ""
+        return f"{self.op.name}{variant}"
+
+    @property
     def name(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        variant = f".{self.op.variant_test_name}" if self.op.variant_test_name else ""
-        return f"{self.op.name}{variant}-{dtype}-{self.mode}"
+        return f"{self.op_name}-{dtype}-{self.mode}"
 
 
 def all_cases(dtypes: tuple[torch.dtype, ...], modes: tuple[str, ...] = MODES) -> Iterator[Case]:
@@ -111,11 +117,16 @@ def _move(op: Any, arguments: tuple[Any, tuple, dict]) -> tuple[Any, tuple, dict
     return tree_map(_to_npu, arguments)
 
 
-def _move_late(op: Any, arguments: tuple[Any, tuple, dict]) -> tuple[Any, tuple, dict]:
-    """Arguments whose contents arrive late: the copies that write them are delayed, and still pending on return."""
-    for delay in (DELAY_NS, 10 * DELAY_NS, 100 * DELAY_NS):
-        _C._inject_fault(0, _DELAY_TASK, match="copy", count=-1, delay_ns=delay)
-        moved = _move(op, arguments)
+def _move_late(case: Case, arguments: tuple[Any, tuple, dict]) -> tuple[Any, tuple, dict]:
+    """Arguments whose contents arrive late: the first copy is held, the others queue behind it.
+
+    Removing the fault ends the delay, which the caller does once the op has returned; operators that wait would wait
+    for all of it, so for those it is short.
+    """
+    delay = SHORT_DELAY_NS if case.op_name in WAITS else HELD_NS
+    for factor in (1, 10, 100):
+        _C._inject_fault(0, _DELAY_TASK, match="copy", count=1, delay_ns=factor * delay)
+        moved = _move(case.op, arguments)
         if not any(t.numel() > 0 for t in _tensors(moved)) or not torch.npu.current_stream().query():
             return moved
     raise AssertionError("the inputs were ready already: this run would prove nothing")
@@ -323,10 +334,11 @@ def _run_forward(case: Case, sample: Any) -> None:
     source = _clone(sample)
     torch.npu.synchronize()
     try:
-        first, args, kwargs = _move_late(op, source) if case.mode == "delayed" else _move(op, source)
+        first, args, kwargs = _move_late(case, source) if case.mode == "delayed" else _move(op, source)
         torch.manual_seed(17)
         with torch.no_grad(), _no_waiting(case.mode == "unwaited"):
             result = op(first, *args, **kwargs)
+        _C._inject_fault(0, _NO_FAULT)
         torch.npu.synchronize()
     finally:
         _C._inject_fault(0, _NO_FAULT)
