@@ -102,8 +102,21 @@ OVERLAPPING: dict[str, Callable[[torch.Tensor], object]] = {
     "nan_to_num": lambda z: torch.nan_to_num(z[:8], out=z[2:10]),
     "angle": lambda z: torch.angle(z[:8], out=z[2:10]),
     "add": lambda z: torch.add(z[:8], 1, out=z[2:10]),
+    "index_select of itself": lambda z: torch.index_select(z, 0, torch.arange(11, -1, -1, device=z.device), out=z),
     "mul_": lambda z: z[1:].mul_(z[:-1]),
 }
+
+
+def test_pointwise_operators_on_themselves_do_not_wait() -> None:
+    flags = torch.tensor([True, False], device="npu")
+    values = [torch.ones(3, device="npu") for _ in range(3)]
+    torch.npu.set_sync_debug_mode("error")
+    try:
+        flags.logical_not_()
+        torch._foreach_mul_(values, values)
+    finally:
+        torch.npu.set_sync_debug_mode("default")
+    assert flags.tolist() == [False, True] and values[0].tolist() == [1.0] * 3
 
 
 @pytest.mark.parametrize("name", OVERLAPPING)

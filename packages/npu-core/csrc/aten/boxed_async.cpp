@@ -53,37 +53,56 @@ std::optional<int> common_device(const OperatorPlan& plan, Arguments arguments) 
   return device;
 }
 
-// Whether a written argument shares its storage with another argument.  The fallback's aliases share storages as their
-// originals do, so the CPU kernels there can tell whether they overlap, and refuse.
+bool is_same_view(const at::Tensor& a, const at::Tensor& b) {
+  return a.storage_offset() == b.storage_offset() && a.sizes() == b.sizes() && a.strides() == b.strides() &&
+         a.scalar_type() == b.scalar_type();
+}
+
+const c10::StorageImpl* storage_of(const at::Tensor& t) {
+  return t.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
+}
+
+// Whether a written argument is another view of a storage that another argument has.  The fallback's aliases share
+// storages as their originals do, so the CPU kernels there can tell whether they overlap, and refuse.
 bool writes_shared_storage(const OperatorPlan& plan, Arguments arguments) {
-  c10::SmallVector<const c10::StorageImpl*, 8> written;
-  const auto visit = [&](bool wanted, const auto& found) {
-    for (size_t i = 0; i < arguments.size(); ++i) {
-      if (plan.written[i] != wanted) continue;
-      if (arguments[i].isTensor()) {
-        if (found(arguments[i].toTensor())) return true;
-      } else if (arguments[i].isTensorList()) {
-        for (const at::Tensor& t : arguments[i].toTensorList()) {
-          if (found(t)) return true;
-        }
+  c10::SmallVector<const at::Tensor*, 8> written;
+  c10::SmallVector<at::Tensor, 8> from_lists;  // keeps elements of lists alive
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (!plan.written[i]) continue;
+    if (arguments[i].isTensor()) {
+      if (arguments[i].toTensor().defined()) written.push_back(&arguments[i].toTensor());
+    } else if (arguments[i].isTensorList()) {
+      for (const at::Tensor& t : arguments[i].toTensorList()) from_lists.push_back(t);
+    }
+  }
+  for (const at::Tensor& t : from_lists) written.push_back(&t);
+  if (written.empty()) return false;
+  const auto by_storage = [](const at::Tensor* a, const at::Tensor* b) { return storage_of(*a) < storage_of(*b); };
+  std::sort(written.begin(), written.end(), by_storage);
+  // Lists of an optimiser may be parts of one buffer; other operators do not write the same storage twice.
+  const bool lists = plan.keeps_shapes || plan.is_foreach;
+  const bool elementwise = lists || plan.is_pointwise;
+  if (!lists && std::adjacent_find(written.begin(), written.end(), [](const at::Tensor* a, const at::Tensor* b) {
+                  return storage_of(*a) == storage_of(*b);
+                }) != written.end()) {
+    return true;
+  }
+  const auto clashes = [&](const at::Tensor& t) {
+    if (!t.defined()) return false;
+    const auto [first, last] = std::equal_range(written.begin(), written.end(), &t, by_storage);
+    return std::any_of(first, last, [&](const at::Tensor* w) { return !elementwise || !is_same_view(*w, t); });
+  };
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (plan.written[i]) continue;
+    if (arguments[i].isTensor()) {
+      if (clashes(arguments[i].toTensor())) return true;
+    } else if (arguments[i].isTensorList()) {
+      for (const at::Tensor& t : arguments[i].toTensorList()) {
+        if (clashes(t)) return true;
       }
     }
-    return false;
-  };
-  const auto storage_of = [](const at::Tensor& t) {
-    return t.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
-  };
-  visit(true, [&](const at::Tensor& t) {
-    if (t.defined()) written.push_back(storage_of(t));
-    return false;
-  });
-  if (written.empty()) return false;
-  std::sort(written.begin(), written.end());
-  const bool several = std::adjacent_find(written.begin(), written.end()) != written.end();
-  if (several && !plan.keeps_shapes && !plan.is_foreach) return true;
-  return visit(false, [&](const at::Tensor& t) {
-    return t.defined() && std::binary_search(written.begin(), written.end(), storage_of(t));
-  });
+  }
+  return false;
 }
 
 void take_shape(const at::Tensor& t, const TensorShape& shape) {

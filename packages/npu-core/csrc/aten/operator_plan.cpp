@@ -95,6 +95,7 @@ bool runs_on_cpu(const c10::OperatorHandle& op) {
 OperatorPlan::OperatorPlan(const c10::OperatorHandle& handle) : op(handle), name(op.schema().name().c_str()) {
   const auto& schema = op.schema();
   shape_function = own_shape_function(op.operator_name());
+  is_pointwise = op.hasTag(at::Tag::pointwise) || kPointwise.count(c10::toString(op.operator_name())) != 0;
   is_foreach = schema.name().rfind("aten::_foreach_", 0) == 0;
   keeps_shapes = npu::aten::keeps_shapes(op.operator_name()) && schema.returns().empty();
   const bool has_meta = op.hasComputedKernelForDispatchKey(c10::DispatchKey::Meta) &&
@@ -213,8 +214,7 @@ TensorShape shape_of(const at::Tensor& t) {
 // decomposed there and lose the operands' memory format.
 void take_layout(const OperatorPlan& plan, c10::ArrayRef<c10::IValue> arguments, TensorShape& shape) {
   if (!shape.defined) return;
-  const std::string name = c10::toString(plan.op.operator_name());
-  if (plan.op.hasTag(at::Tag::pointwise) || kPointwise.count(name) != 0) {
+  if (plan.is_pointwise) {
     std::vector<at::Tensor> operands;
     for (size_t i = 0; i < arguments.size(); ++i) {
       if (!plan.written[i] && arguments[i].isTensor() && arguments[i].toTensor().defined()) {
@@ -224,7 +224,7 @@ void take_layout(const OperatorPlan& plan, c10::ArrayRef<c10::IValue> arguments,
     bool broadcast = !operands.empty();
     for (const auto& t : operands) broadcast = broadcast && at::is_expandable_to(t.sizes(), shape.sizes);
     if (broadcast) shape = pointwise_shape(shape.sizes, shape.dtype, operands);
-  } else if (kFormatOfFirst.count(name) != 0) {
+  } else if (kFormatOfFirst.count(c10::toString(plan.op.operator_name())) != 0) {
     const auto& first = arguments[0].toTensor();
     const auto like = at::detail::empty_meta(shape.sizes, shape.dtype, std::nullopt, std::nullopt, std::nullopt,
                                              first.suggest_memory_format());

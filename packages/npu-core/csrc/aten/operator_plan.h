@@ -27,6 +27,7 @@ struct OperatorPlan {
   bool is_asynchronous = false;
   int generator = -1;         // index of the Generator argument
   int output_mask = -1;       // index of the bool[] that says which results are wanted
+  bool is_pointwise = false;  // an operand may be the output
   bool is_foreach = false;    // lists of tensors, which may be parts of one buffer
   bool keeps_shapes = false;  // no results, and the written arguments stay as they are
   // Per argument: numbers whose kind decides the results' dtype while their value decides nothing.
