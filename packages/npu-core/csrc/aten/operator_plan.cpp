@@ -26,7 +26,7 @@ const std::set<std::string> kSynchronous = {"aten::_embedding_bag", "aten::_embe
 const std::set<std::string> kFormatOfFirst = {"aten::reflection_pad2d", "aten::reflection_pad2d.out"};
 
 // Pointwise operators that torch does not tag as such.
-const std::set<std::string> kPointwise = {"aten::complex.out", "aten::polar.out"};
+const std::set<std::string> kPointwise = {"aten::complex.out", "aten::polar.out", "aten::where.self_out"};
 
 // CPU kernels that use `out` as scratch memory of another size, or expect to choose its memory format.
 const std::set<std::string> kWithoutOut = {"aten::huber_loss", "aten::binary_cross_entropy", "aten::max_unpool2d",
