@@ -3,6 +3,7 @@
 #include <ATen/MemoryOverlap.h>
 #include <torch/library.h>
 
+#include "kernel_arguments.h"
 #include "launch_op.h"
 
 namespace npu::aten {
@@ -10,8 +11,6 @@ namespace {
 
 constexpr const char* kUnscale = "_amp_foreach_non_finite_check_and_unscale_";
 constexpr const char* kUpdate = "_amp_update_scale_";
-
-at::Tensor& mut(const at::Tensor& t) { return const_cast<at::Tensor&>(t); }
 
 void check_cell(const char* op, const char* name, const at::Tensor& cell, at::ScalarType dtype) {
   TORCH_CHECK(is_npu(cell) && cell.numel() == 1 && cell.scalar_type() == dtype, op, ": ", name,

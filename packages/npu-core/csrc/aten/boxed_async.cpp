@@ -246,9 +246,9 @@ bool run_asynchronously(const c10::OperatorHandle& op, torch::jit::Stack* stack)
   if (!common) return false;
   const int device = *common < 0 ? current_device() : *common;
   if (writes_shared_storage(plan, arguments)) return false;
-  const CallShape* known = shape_of_call(plan, arguments);
+  const auto known = shape_of_call(plan, arguments);
   if (known == nullptr) return false;
-  const CallShape shape = *known;  // allocation may run other operators
+  const CallShape& shape = *known;
 
   if (!plan.keeps_shapes) resize_written(plan, arguments, shape);
   auto results = allocate_results(shape, device);

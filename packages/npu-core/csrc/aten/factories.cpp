@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "empty.h"
+#include "kernel_arguments.h"
 #include "launch_op.h"
 #include "runtime/caching_allocator.h"
 #include "runtime/error.h"
@@ -35,8 +36,6 @@ at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::opti
   check_factory(layout, pin_memory);
   return empty_strided_npu(size, stride, c10::dtype_or_default(dtype), device_index(device));
 }
-
-void run_zero(const at::Tensor& self) { const_cast<at::Tensor&>(self).zero_(); }
 
 // Zero tensors have no data on CPU; here they are real zeros, because kernels of other layers read them.
 at::Tensor efficient_zero_tensor(at::IntArrayRef size, std::optional<at::ScalarType> dtype,

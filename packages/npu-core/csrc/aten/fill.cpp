@@ -7,17 +7,15 @@
 #include <torch/library.h>
 
 #include "empty.h"
+#include "kernel_arguments.h"
 #include "launch_op.h"
 #include "operator_plan.h"
 
 namespace npu::aten {
 namespace {
 
-at::Tensor& mut(const at::Tensor& t) { return const_cast<at::Tensor&>(t); }
-
 void run_fill(const at::Tensor& self, const at::Scalar& value) { mut(self).fill_(value); }
 void run_fill_tensor(const at::Tensor& self, const at::Tensor& value) { mut(self).fill_(value); }
-void run_zero(const at::Tensor& self) { mut(self).zero_(); }
 
 // Expanded tensors may be filled: every element gets the same value.
 at::Tensor& fill_scalar(at::Tensor& self, const at::Scalar& value) {

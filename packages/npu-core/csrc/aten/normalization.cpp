@@ -4,15 +4,11 @@
 #include <torch/library.h>
 
 #include "empty.h"
+#include "kernel_arguments.h"
 #include "launch_op.h"
 
 namespace npu::aten {
 namespace {
-
-using OptTensor = std::optional<at::Tensor>;
-
-at::Tensor& mut(const at::Tensor& t) { return const_cast<at::Tensor&>(t); }
-bool has(const OptTensor& t) { return t.has_value() && t->defined(); }
 
 // float32 statistics for reduced-precision inputs with float32 parameters, as torch's CPU kernels keep them.
 at::ScalarType statistics_dtype(const at::Tensor& input, const OptTensor& weight) {

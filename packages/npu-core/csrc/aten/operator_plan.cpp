@@ -7,6 +7,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <c10/core/DefaultDtype.h>
+#include <c10/util/strides.h>
 
 #include <mutex>
 #include <set>
@@ -201,11 +202,8 @@ TensorShape shape_of(const at::Tensor& t) {
   TensorShape shape = as_given(t);
   // Expanded results get memory of their own.
   if (!t.is_non_overlapping_and_dense()) {
-    std::int64_t step = 1;
-    for (size_t d = shape.sizes.size(); d-- > 0;) {
-      shape.strides[d] = step;
-      step *= std::max<std::int64_t>(shape.sizes[d], 1);
-    }
+    const auto strides = c10::contiguous_strides(shape.sizes);
+    shape.strides.assign(strides.begin(), strides.end());
   }
   return shape;
 }
@@ -389,10 +387,10 @@ TensorShape pointwise_shape(at::IntArrayRef sizes, at::ScalarType dtype, c10::Ar
   return as_given(iterator.output());
 }
 
-const CallShape* shape_of_call(const OperatorPlan& plan, c10::ArrayRef<c10::IValue> arguments) {
-  static const CallShape nothing;
-  if (plan.keeps_shapes) return &nothing;
-  thread_local std::unordered_map<Key, std::optional<CallShape>, KeyHash> seen;  // nothing: the call was refused
+std::shared_ptr<const CallShape> shape_of_call(const OperatorPlan& plan, c10::ArrayRef<c10::IValue> arguments) {
+  static const auto nothing = std::make_shared<const CallShape>();
+  if (plan.keeps_shapes) return nothing;
+  thread_local std::unordered_map<Key, std::shared_ptr<const CallShape>, KeyHash> seen;  // null: the call was refused
   thread_local KeyWriter writer;
   writer.key.clear();
   writer.word(reinterpret_cast<std::uintptr_t>(&plan));
@@ -400,19 +398,19 @@ const CallShape* shape_of_call(const OperatorPlan& plan, c10::ArrayRef<c10::IVal
   for (size_t i = 0; i < arguments.size(); ++i) {
     plan.is_number[i] ? writer.kind(arguments[i]) : writer.value(arguments[i]);
   }
-  if (const auto it = seen.find(writer.key); it != seen.end()) return it->second ? &*it->second : nullptr;
+  if (const auto it = seen.find(writer.key); it != seen.end()) return it->second;
   const Key key = writer.key;  // the meta kernel may come here again
-  std::optional<CallShape> shape;
+  std::shared_ptr<const CallShape> known;
   try {
-    shape = plan.shape_function != nullptr ? plan.shape_function(arguments) : run_meta(plan, arguments);
-    drop_unwanted(plan, arguments, *shape);
+    auto shape = plan.shape_function != nullptr ? plan.shape_function(arguments) : run_meta(plan, arguments);
+    drop_unwanted(plan, arguments, shape);
+    known = std::make_shared<const CallShape>(std::move(shape));
   } catch (const NotDense&) {
   } catch (const std::exception&) {
     // The CPU kernel says what is wrong, in its own words, or that nothing is.
   }
   if (seen.size() >= kRemembered) seen.clear();
-  const auto& known = seen.emplace(key, std::move(shape)).first->second;
-  return known ? &*known : nullptr;
+  return seen.emplace(key, std::move(known)).first->second;
 }
 
 }  // namespace npu::aten

@@ -59,7 +59,7 @@ struct CallShape {
 TensorShape pointwise_shape(at::IntArrayRef sizes, at::ScalarType dtype, c10::ArrayRef<at::Tensor> operands);
 
 // Runs the operator's meta kernel (remembered per shape of the arguments).  nullptr when there is none or when it
-// refuses the arguments: the CPU kernel then has the say.  Valid until the thread's next call.
-const CallShape* shape_of_call(const OperatorPlan& plan, c10::ArrayRef<c10::IValue> arguments);
+// refuses the arguments: the CPU kernel then has the say.
+std::shared_ptr<const CallShape> shape_of_call(const OperatorPlan& plan, c10::ArrayRef<c10::IValue> arguments);
 
 }  // namespace npu::aten

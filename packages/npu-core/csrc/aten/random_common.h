@@ -13,6 +13,7 @@
 #include <mutex>
 #include <optional>
 
+#include "kernel_arguments.h"
 #include "launch_op.h"
 #include "philox.h"
 #include "runtime/generator.h"
@@ -20,8 +21,6 @@
 namespace npu::aten {
 
 using OptGenerator = std::optional<at::Generator>;
-
-inline at::Tensor& mut(const at::Tensor& t) { return const_cast<at::Tensor&>(t); }
 
 // Words for `count` values of `words` words each, in whole blocks.
 inline PhiloxState reserve_words(const at::Tensor& on, const OptGenerator& generator, std::int64_t count,

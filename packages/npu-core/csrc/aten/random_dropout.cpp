@@ -21,14 +21,19 @@ bool is_plain(const at::Tensor& a, const at::Tensor& b, const at::Tensor& mask) 
          b.is_contiguous() && mask.is_contiguous();
 }
 
+// For operands that the vector kernels do not take.
+void scale_any(const at::Tensor& out, const at::Tensor& input, const at::Tensor& mask, double scale) {
+  at::mul_out(mut(out), input, mask);
+  mut(out).mul_(scale);
+}
+
 // mask: 1 with probability `keep`.  out = input * mask * scale; as there, a dropped NaN or infinity gives NaN.
 void run_dropout(const at::Tensor& out, const at::Tensor& mask, const at::Tensor& input, double keep, double scale,
                  PhiloxState state) {
   const std::uint64_t kept = bernoulli_words(keep);
   if (kept == 0 || !is_plain(out, input, mask)) {
     fill_bernoulli(mask, keep, state);
-    at::mul_out(mut(out), input, mask);
-    mut(out).mul_(scale);
+    scale_any(out, input, mask, scale);
     return;
   }
   const int type = float_type(out.scalar_type());
@@ -69,8 +74,7 @@ std::tuple<at::Tensor, at::Tensor> fused_dropout(const at::Tensor& input, double
 
 void run_scale_by_mask(const at::Tensor& out, const at::Tensor& input, const at::Tensor& mask, double scale) {
   if (!is_plain(out, input, mask)) {
-    at::mul_out(mut(out), input, mask);
-    mut(out).mul_(scale);
+    scale_any(out, input, mask, scale);
     return;
   }
   const int type = float_type(out.scalar_type());

@@ -4,15 +4,11 @@
 #include <torch/library.h>
 
 #include "empty.h"
+#include "kernel_arguments.h"
 #include "launch_op.h"
 
 namespace npu::aten {
 namespace {
-
-using OptTensor = std::optional<at::Tensor>;
-
-bool has(const OptTensor& t) { return t.has_value() && t->defined(); }
-at::Tensor& mut(const at::Tensor& t) { return const_cast<at::Tensor&>(t); }
 
 // `gates` = input part + hidden part, each with its bias.
 void sum_gates(at::Tensor gates, const at::Tensor& input, const at::Tensor& hidden, const OptTensor& input_bias,

@@ -2,6 +2,7 @@
 
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
+#include <c10/util/strides.h>
 
 #include <algorithm>
 #include <set>
@@ -16,12 +17,8 @@ using Arguments = c10::ArrayRef<c10::IValue>;
 TensorShape contiguous(at::IntArrayRef sizes, at::ScalarType dtype) {
   TensorShape shape{true, dtype, {}, {}};
   shape.sizes.assign(sizes.begin(), sizes.end());
-  shape.strides.resize(sizes.size());
-  std::int64_t step = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
-    shape.strides[d] = step;
-    step *= std::max<std::int64_t>(sizes[d], 1);
-  }
+  const auto strides = c10::contiguous_strides(sizes);
+  shape.strides.assign(strides.begin(), strides.end());
   return shape;
 }
 
