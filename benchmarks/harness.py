@@ -87,6 +87,8 @@ class Case:
     series, size : str, int
         Cases of one series that differ in `size`, a number of elements, make one row of the table of ratios and one
         line of the plot.
+    mean : str
+        Name of the geometric mean that this case's speed-up enters.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Case:
     note: str = ""
     series: str = ""
     size: int = 0
+    mean: str = ""
 
 
 @dataclass
@@ -145,6 +148,7 @@ class Result:
     note: str = ""
     series: str = ""
     size: int = 0
+    mean: str = ""
 
     def as_dict(self) -> dict:
         """The result as JSON-ready data."""
@@ -279,6 +283,7 @@ def measure(suite: str, case: Case, settings: Settings) -> Result:
         note=case.note,
         series=case.series,
         size=case.size,
+        mean=case.mean,
     )
     if case.bytes_moved:
         result.gigabytes_per_second = case.bytes_moved / subject.median * 1e-9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 
 def seconds(value: float) -> str:
     """A duration with three digits and a fitting unit."""
@@ -56,6 +58,20 @@ def sweep(results: list[dict]) -> list[str]:
         cells = [f"{row[size]:.2f}" if size in row else "" for size in sizes]
         rows.append([series, str(threads), allocator, *cells])
     return ["", *columns(rows)]
+
+
+def means(results: list[dict]) -> list[str]:
+    """Geometric means of the speed-ups, and the least of them."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for result in results:
+        if result["mean"]:
+            groups.setdefault((result["mean"], result["allocator"]), []).append(result)
+    rows = [["geometric mean of speed-ups", "malloc", "cases", "mean", "least", "of"]]
+    for (name, allocator), group in sorted(groups.items()):
+        least = min(group, key=lambda result: result["speedup"])
+        mean = statistics.geometric_mean(result["speedup"] for result in group)
+        rows.append([name, allocator, str(len(group)), f"{mean:.2f}", f"{least['speedup']:.2f}", least["case"]])
+    return ["", *columns(rows)] if groups else []
 
 
 def elements(count: int) -> str:
@@ -122,5 +138,5 @@ def report(machine: dict, peaks: dict[str, dict], results: list[dict]) -> str:
                 verdict(result),
             ]
         )
-    lines += [*columns(rows), *sweep(results), "", targets(results)]
+    lines += [*columns(rows), *sweep(results), *means(results), "", targets(results)]
     return "\n".join([*lines, *notes(results)])

@@ -62,8 +62,9 @@ function(npu_add_isa_kernels target)
       set(source "${CMAKE_CURRENT_BINARY_DIR}/kernels/${family}.${isa}.cpp")
       file(CONFIGURE OUTPUT "${source}" CONTENT "#define NPU_ISA ${isa}\n#include \"${text}\"\n" @ONLY)
       target_sources(${target} PRIVATE "${source}")
-      # -Wno-psabi: vectors cross no call that is not inlined.
-      set_source_files_properties("${source}" PROPERTIES COMPILE_OPTIONS "-O3;-Wno-psabi;${flags_${isa}}")
+      # -Wno-psabi: vectors cross no call that is not inlined.  -Wno-maybe-uninitialized: GCC's own intrinsics headers.
+      set_source_files_properties(
+        "${source}" PROPERTIES COMPILE_OPTIONS "-O3;-Wno-psabi;-Wno-maybe-uninitialized;${flags_${isa}}")
     endforeach()
   endforeach()
 endfunction()

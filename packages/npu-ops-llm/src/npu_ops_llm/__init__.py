@@ -9,8 +9,9 @@ import importlib.metadata
 # First: it loads torch_npu where that is installed, which comes back here through plugin.py.
 import torch  # noqa: F401
 
-from npu_ops_llm.operators import OPERATORS
+import npu_ops_llm.operators  # noqa: F401
+from npu_ops_llm.names import ATB_OPERATORS, OPERATORS
 
-__all__ = ["OPERATORS", "__version__"]
+__all__ = ["ATB_OPERATORS", "OPERATORS", "__version__"]
 
 __version__ = importlib.metadata.version("npu-ops-llm")

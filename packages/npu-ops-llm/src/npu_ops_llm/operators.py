@@ -1,9 +1,10 @@
 """Importing this module registers the operators of this package, once."""
 
-from npu_ops_llm import library, rms_norm
+import importlib
 
-#: Names of the operators in ``torch.ops.npu``.
-OPERATORS: tuple[str, ...] = ("npu_rms_norm", "npu_rms_norm_backward")
+from npu_ops_llm import library
+from npu_ops_llm.names import FAMILIES
 
 library.load()
-rms_norm.register()
+for family in FAMILIES:
+    importlib.import_module(f"npu_ops_llm.{family}")

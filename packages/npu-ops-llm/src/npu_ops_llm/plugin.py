@@ -4,15 +4,18 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from npu_ops_llm.names import ATB_OPERATORS, OPERATORS
+
 
 def load() -> Mapping[str, Any]:
     """Register the operators and return what ``torch_npu`` offers by these names."""
     import torch
 
     # Not the package: it may be half imported, waiting for the torch that is loading us.
-    from npu_ops_llm.operators import OPERATORS
+    import npu_ops_llm.operators  # noqa: F401
 
-    return {name: getattr(torch.ops.npu, name) for name in OPERATORS}
+    found = {name: getattr(torch.ops.npu, name) for name in OPERATORS if hasattr(torch.ops.npu, name)}
+    return found | {name: getattr(torch.ops.atb, name) for name in ATB_OPERATORS if hasattr(torch.ops.atb, name)}
 
 
 @functools.cache
@@ -25,7 +28,7 @@ def _plugin() -> Any:
         name="npu-ops-llm",
         version=version("npu-ops-llm"),
         core_api=(1, 1),
-        attributes=("npu_rms_norm", "npu_rms_norm_backward"),
+        attributes=(*OPERATORS, *ATB_OPERATORS),
         load=load,
     )
 

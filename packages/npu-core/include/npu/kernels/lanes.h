@@ -8,7 +8,8 @@
  *
  *   Floats v = load(p);              // p: const float*, const double*, const Bfloat16*, const Float16*
  *   store(q, v * broadcast(2.0f));   // + - * / work lane by lane; a*b+c becomes one FMA where there is one
- *   v = load_first(p, n);            // only the first n lanes are read, the others are 0; store_first likewise
+ *
+ * Integers and 8-bit floats: integer_lanes.h.  Rows and their incomplete last vector: rows.h.  Functions: math_lanes.h.
  */
 #ifndef NPU_KERNELS_LANES_H_
 #define NPU_KERNELS_LANES_H_
@@ -199,28 +200,21 @@ NPU_LANES_INLINE void store(Float16* to, Floats value) {
   memcpy(to, &half, sizeof(half));
 }
 
-/* The last, incomplete vector of a row; 0 <= count <= kLanes.  Never touches memory beyond `count` elements. */
-template <class T>
-NPU_LANES_INLINE Floats load_first(const T* from, int64_t count) {
-  T buffer[kLanes];
-  memset(buffer, 0, sizeof(buffer));
-  for (int64_t i = 0; i < count; ++i) buffer[i] = from[i];
-  return load(buffer);
-}
-
-template <class T>
-NPU_LANES_INLINE void store_first(T* to, Floats value, int64_t count) {
-  T buffer[kLanes];
-  store(buffer, value);
-  for (int64_t i = 0; i < count; ++i) to[i] = buffer[i];
-}
-
 /* Sum of the lanes by halving, so that the result does not depend on the compiler. */
 NPU_LANES_INLINE float sum_lanes(Floats value) {
   float lane[kLanes];
   memcpy(lane, &value, sizeof(lane));
   for (int width = kLanes / 2; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  }
+  return lane[0];
+}
+
+NPU_LANES_INLINE float max_lanes(Floats value) {
+  float lane[kLanes];
+  memcpy(lane, &value, sizeof(lane));
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lane[i] = lane[i] < lane[i + width] ? lane[i + width] : lane[i];
   }
   return lane[0];
 }

@@ -26,6 +26,11 @@ inline npu_access writes(const Tensor& tensor) {
   return {tensor.data_ptr(), static_cast<size_t>(bytes_of(tensor)), 1, 0};
 }
 
+/// None is an access of no bytes.
+inline npu_access reads(const OptionalTensor& tensor) {
+  return tensor.has_value() ? reads(*tensor) : npu_access{nullptr, 0, 0, 0};
+}
+
 /// Throws what `status` stands for in Python (driver.h names the exceptions).
 [[noreturn]] __attribute__((noinline, cold)) inline void raise_status(npu_status status, const std::string& message) {
   switch (status) {

@@ -8,6 +8,9 @@
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/macros.h>
 
+#include <algorithm>
+#include <initializer_list>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -43,6 +46,7 @@ namespace npu::kernels {
 namespace npu::kernels {
 
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 static_assert(NPU_FLOAT16 == static_cast<int>(torch::headeronly::ScalarType::Half));
@@ -89,6 +93,15 @@ inline std::string shape_text(Sizes sizes) {
 
 inline int64_t bytes_of(const Tensor& tensor) { return tensor.numel() * static_cast<int64_t>(tensor.element_size()); }
 
+inline bool same_sizes(Sizes a, Sizes b) { return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin()); }
+
+/// Product of the sizes.
+inline int64_t count_of(Sizes sizes) {
+  int64_t count = 1;
+  for (int64_t size : sizes) count *= size;
+  return count;
+}
+
 /// An uninitialised contiguous tensor.  aoti_torch_empty_strided: 208 ns, against 550 for empty_like and 660 for
 /// new_empty.
 inline Tensor allocate(Sizes sizes, npu_dtype dtype, const Device& device) {
@@ -110,6 +123,35 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
+inline OptionalTensor as_contiguous(const OptionalTensor& tensor) {
+  return tensor.has_value() ? OptionalTensor(as_contiguous(*tensor)) : std::nullopt;
+}
+
+/// Address of the first element, NULL for None.
+inline void* pointer_or_null(const OptionalTensor& tensor) { return tensor.has_value() ? tensor->data_ptr() : nullptr; }
+
+/// Raises unless the tensor has one of the dtypes `accepted`.
+inline void check_dtype(const char* op, const char* argument, const Tensor& tensor,
+                        std::initializer_list<npu_dtype> accepted) {
+  npu_dtype dtype = dtype_of(tensor);
+  if (std::find(accepted.begin(), accepted.end(), dtype) != accepted.end()) return;
+  std::string names;
+  size_t left = accepted.size();
+  for (npu_dtype one : accepted) {
+    names += npu_dtype_name(one);
+    if (--left > 0) names += left > 1 ? ", " : " or ";
+  }
+  NPU_CHECK_ARG(false, op, argument, "expected dtype ", names, ", got ", npu_dtype_name(dtype));
+}
+
+/// Raises unless the tensor has exactly these sizes; `meaning` says what they are: "(tokens, hidden)".
+inline void check_sizes(const char* op, const char* argument, const Tensor& tensor, Sizes expected,
+                        const char* meaning = "") {
+  if (same_sizes(tensor.sizes(), expected)) return;
+  NPU_CHECK_ARG(false, op, argument, "expected shape ", shape_text(expected), *meaning ? " " : "", meaning, ", got ",
+                shape_text(tensor.sizes()));
+}
+
 /// Raises torch's well-known message unless `other` (called `argument`) is on `device`.
 inline void check_same_device(const char* op, const Device& device, const char* argument, const Tensor& other) {
   Device found = device_of(other);
@@ -117,6 +159,18 @@ inline void check_same_device(const char* op, const Device& device, const char* 
   throw std::runtime_error(text("Expected all tensors to be on the same device, but found at least two devices, ",
                                 device.name(), " and ", found.name(), "! (when checking argument ", argument, " of ",
                                 op, ")", error_code_line("01001 OPS invalid parameter")));
+}
+
+inline void check_same_device(const char* op, const Device& device, const char* argument, const OptionalTensor& other) {
+  if (other.has_value()) check_same_device(op, device, argument, *other);
+}
+
+/// Calls an operator that returns nothing through the dispatcher: `call_operator("npu::_npu_silu_", self)`.  The public
+/// in-place operators are composites over such operators, which is what functionalisation understands.
+template <class... Arguments>
+void call_operator(const char* name, const Arguments&... arguments) {
+  StableIValue stack[sizeof...(arguments)] = {torch::stable::detail::from(arguments)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
 }
 
 }  // namespace npu::kernels

@@ -1,0 +1,102 @@
+/* npu/kernels/math_lanes.h: elementary functions of float32 vectors, for kernel files.
+ *
+ * Within 2 units in the last place unless a comment says otherwise; infinities, zeros and NaN as in C.  The
+ * polynomials are least-squares fits at Chebyshev nodes of the intervals named beside them.
+ */
+#ifndef NPU_KERNELS_MATH_LANES_H_
+#define NPU_KERNELS_MATH_LANES_H_
+
+#include <math.h>
+
+#include "npu/kernels/integer_lanes.h"
+
+namespace npu {
+namespace kernels {
+namespace {
+
+NPU_LANES_INLINE Floats absolute(Floats value) { return bits_as<Floats>(bits_as<Words>(value) & 0x7fffffffu); }
+
+NPU_LANES_INLINE Floats negate(Floats value) { return bits_as<Floats>(bits_as<Words>(value) ^ 0x80000000u); }
+
+/* a * b + c, fused where the instruction set has it. */
+NPU_LANES_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+/* coefficients[0] x^(n-1) + ... + coefficients[n-1] */
+template <int n>
+NPU_LANES_INLINE Floats polynomial(Floats x, const float (&coefficients)[n]) {
+  Floats sum = broadcast(coefficients[0]);
+  for (int i = 1; i < n; ++i) sum = multiply_add(sum, x, broadcast(coefficients[i]));
+  return sum;
+}
+
+NPU_LANES_INLINE Floats square_root(Floats value) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_sqrt_ps((__m512)value);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_sqrt_ps((__m256)value);
+#elif defined(__SSE2__)
+  return (Floats)_mm_sqrt_ps((__m128)value);
+#else
+  for (int i = 0; i < kLanes; ++i) value[i] = sqrtf(value[i]);
+  return value;
+#endif
+}
+
+/* 2^n for integers n in [-126, 127]. */
+NPU_LANES_INLINE Floats power_of_two(Ints n) { return bits_as<Floats>((Words)(n + 127) << 23); }
+
+/* e^x.  Results below 2^-149 are 0, denormals are right. */
+NPU_LANES_INLINE Floats exponential(Floats x) {
+  x = minimum(maximum(x, broadcast(-104.0f)), broadcast(89.0f)); /* NaN goes through */
+  Floats n = round_even(x * broadcast(1.44269504f));
+  /* ln 2 in two parts, of which the first has few bits: n times it is exact. */
+  Floats r = multiply_add(n, broadcast(-0.693145752f), x);
+  r = multiply_add(n, broadcast(-1.42860677e-6f), r);
+  /* (e^r - 1 - r) / r^2 on [-ln 2 / 2, ln 2 / 2] */
+  const float fit[] = {0.0013934545f, 0.00836377684f, 0.0416664556f, 0.166665733f, 0.5f};
+  Floats power = multiply_add(polynomial(r, fit), r * r, r) + broadcast(1.0f);
+  /* In two steps, because 2^n itself may be out of range. */
+  Floats numbers = choose(n == n, n, Floats{});
+  Ints whole = to_ints(numbers), half = whole >> 1;
+  return power * power_of_two(half) * power_of_two(whole - half);
+}
+
+/* Natural logarithm; of 0 -infinity, of negative values NaN. */
+NPU_LANES_INLINE Floats logarithm(Floats x) {
+  Mask denormal = x < broadcast(0x1p-126f);
+  Words word = bits_as<Words>(choose(denormal, x * broadcast(0x1p23f), x));
+  /* x = 2^e m with m in [sqrt(1/2), sqrt(2)) */
+  Words shifted = word - 0x3f3504f3u;
+  Ints e = (Ints)shifted >> 23;
+  Floats m = bits_as<Floats>((shifted & 0x007fffffu) + 0x3f3504f3u);
+  Floats n = to_floats(e) - choose(denormal, broadcast(23.0f), Floats{});
+  Floats r = m - broadcast(1.0f);
+  /* (log(1 + r) - r + r^2 / 2) / r^3 on [sqrt(1/2) - 1, sqrt(2) - 1] */
+  const float fit[] = {0.0714975372f, -0.115712009f, 0.116615109f,  -0.124110505f, 0.142499372f,
+                       -0.166684806f, 0.200007081f,  -0.249999896f, 0.333333313f};
+  Floats tail = polynomial(r, fit) * r * r * r;
+  tail = multiply_add(n, broadcast(-2.12194440e-4f), tail);
+  tail = multiply_add(r * r, broadcast(-0.5f), tail);
+  Floats result = multiply_add(n, broadcast(0.693359375f), r + tail);
+  result = choose(x == Floats{}, broadcast(-INFINITY), result);
+  result = choose(x < Floats{}, broadcast(NAN), result);
+  /* Infinity and NaN pass through. */
+  return choose((Mask)bits_as<Words>(absolute(x)) >= 0x7f800000 & ~(x < Floats{}), x, result);
+}
+
+/* 1 / (1 + e^-x) */
+NPU_LANES_INLINE Floats sigmoid(Floats x) { return broadcast(1.0f) / (broadcast(1.0f) + exponential(negate(x))); }
+
+}  // namespace
+}  // namespace kernels
+}  // namespace npu
+
+#endif /* NPU_KERNELS_MATH_LANES_H_ */
