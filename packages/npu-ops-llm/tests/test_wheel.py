@@ -1,6 +1,7 @@
 """The compiled library keeps the rules that let one wheel serve every torch from 2.11 on."""
 
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -80,3 +81,25 @@ def test_works_without_npu_core() -> None:
     result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) == pytest.approx(1.0)
+
+
+def test_works_with_npu_core_as_the_only_other_wheel(tmp_path: Path) -> None:
+    """An interpreter that sees this environment without the other wheels of the repository."""
+    others = ("npu_ops_vision", "npu_distributed", "npu_profiler")
+    for entry in (path for folder in sys.path if folder.endswith("site-packages") for path in Path(folder).iterdir()):
+        if not entry.name.startswith(others) and not (tmp_path / entry.name).exists():
+            (tmp_path / entry.name).symlink_to(entry)
+    code = (
+        "import torch, torch_npu, npu_core.plugins\n"
+        "states = {one.name: one.state for one in npu_core.plugins.statuses()}\n"
+        "assert states == {'npu-ops-llm': 'loaded'}, states\n"
+        "x = torch.tensor([3.0, 4.0], device='npu')\n"
+        "print(torch_npu.npu_swiglu(torch_npu.npu_rms_norm(x, torch.ones_like(x))[0]).item())"
+    )
+    command = [sys.executable, "-S", "-c", code]  # -S: no site-packages but this one
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    rms = 12.5**0.5
+    gate, value = 3 / rms, 4 / rms
+    assert float(result.stdout) == pytest.approx(gate / (1 + math.exp(-gate)) * value, rel=1e-5)
