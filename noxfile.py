@@ -42,6 +42,9 @@ LEAST_CMAKE = (3, 25)
 TORCH_INDEX = os.environ.get("TORCH_INDEX_URL")
 
 TEST_REQUIREMENTS = ("pytest", "pytest-timeout", "expecttest", "hypothesis", "scipy", "safetensors")
+# Another release than the pinned one, for the session abi.
+SECOND_TORCH = "2.12.1"
+
 DEMO_REQUIREMENTS = ("scikit-learn", "matplotlib", "tqdm", "numpy")
 
 SANITIZERS = ("thread", "address")
@@ -98,6 +101,20 @@ def stress(session: nox.Session) -> None:
     """Run random programs on npu and check every value; arguments after --: --minutes 10 --seed 7."""
     install_packages(session)
     session.run(PYTHON, "packages/npu-core/tests/stress.py", *session.posargs, external=True)
+
+
+@nox.session
+def abi(session: nox.Session) -> None:
+    """Check the operator wheels under another torch; after --: its version.  PyPI's builds are several GB."""
+    prepare_environment(session)
+    version = session.posargs[0] if session.posargs else SECOND_TORCH
+    index = ("--extra-index-url", TORCH_INDEX) if TORCH_INDEX else ()
+    session.install(*index, f"torch=={version}", "numpy", *TEST_REQUIREMENTS)
+    wheels = [str(built_wheel(session, package)) for package in ("npu-ops-llm", "npu-ops-vision")]
+    session.install("--no-deps", "--force-reinstall", *wheels)
+    # npu-core is made for one torch: CPU tensors only.
+    tests = ("packages/npu-ops-llm/tests/test_every_operator.py", "packages/npu-ops-vision/tests/test_iou.py")
+    session.run("python", "-m", "pytest", "--timeout=600", "-m", "abi", "-k", "not on_npu", *tests)
 
 
 @nox.session(venv_backend="none")

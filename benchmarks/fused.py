@@ -1,4 +1,4 @@
-"""Cases of fused operators: against the composition of stock operators, eager and compiled, and against a plain copy."""
+"""Cases of fused operators: against stock operators, eager and compiled, and against a plain copy."""
 
 from __future__ import annotations
 

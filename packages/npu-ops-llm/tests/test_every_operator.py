@@ -82,6 +82,7 @@ def test_every_operator_is_documented() -> None:
             assert section in (packet.__doc__ or ""), f"{name} has no section {section!r}"
 
 
+@pytest.mark.abi
 @every_call
 def test_opcheck(call: Call, writes_unmarked: bool, random: bool, device: str) -> None:
     if writes_unmarked:
@@ -109,6 +110,7 @@ def test_npu_equals_cpu(call: Call, writes_unmarked: bool, random: bool) -> None
     assert_same(on_npu, on_cpu)  # what was written in place, and nothing else
 
 
+@pytest.mark.abi
 @every_call
 def test_compiled_with_symbolic_shapes(call: Call, writes_unmarked: bool, random: bool) -> None:
     if random:
@@ -124,6 +126,7 @@ def test_compiled_with_symbolic_shapes(call: Call, writes_unmarked: bool, random
     assert_same(compiled_arguments, eager_arguments)
 
 
+@pytest.mark.abi
 @every_call
 def test_meta_tensors_have_the_shapes_of_results(call: Call, writes_unmarked: bool, random: bool) -> None:
     on_meta = placed(call, "meta")

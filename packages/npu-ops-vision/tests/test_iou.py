@@ -41,6 +41,7 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
     )
 
 
+@pytest.mark.abi
 @pytest.mark.parametrize("mode", [0, 1, 2, -1])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 5), (17, 2), (64, 64), (1023, 7), (1025, 3), (2100, 33), (1, 300)])
@@ -54,6 +55,7 @@ def test_against_the_formula(n: int, m: int, dtype: torch.dtype, mode: int, devi
     assert_near(out, expected)
 
 
+@pytest.mark.abi
 def test_specification_example(device: str) -> None:
     bboxes = torch.tensor([[0.0, 0, 10, 10], [10, 10, 20, 20], [32, 32, 38, 42]], device=device)
     gtboxes = torch.tensor([[0.0, 0, 10, 20], [0, 10, 10, 10], [10, 10, 20, 20]], device=device)
@@ -101,6 +103,7 @@ def test_every_kernel_table(isa: str, dtype: torch.dtype, mode: int) -> None:
         assert_near(IOU(bboxes, gtboxes, mode), reference(bboxes, gtboxes, mode))
 
 
+@pytest.mark.abi
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_opcheck(dtype: torch.dtype, device: str) -> None:
     torch.library.opcheck(IOU.default, (boxes(7, dtype, device), boxes(3, dtype, device)))
@@ -114,6 +117,7 @@ def test_compiled(device: str) -> None:
         torch.testing.assert_close(compiled(b, g), IOU(b * 2, g) + 1)
 
 
+@pytest.mark.abi
 def test_errors_name_operator_and_argument(device: str) -> None:
     good = boxes(3, torch.float32, device)
     for call, message in [

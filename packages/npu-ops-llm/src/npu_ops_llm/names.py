@@ -49,6 +49,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "npu_scatter_nd_update_",
     ),
     "gather": ("npu_gather_sparse_index", "npu_gather_sparse_index_backward"),
+    "attention_update": ("npu_attention_update",),
     "paged_cache": ("npu_scatter_pa_kv_cache", "npu_scatter_pa_kv_cache_functional"),
     "moe_gating": (
         "npu_moe_compute_expert_tokens",
