@@ -9,7 +9,8 @@ import importlib.metadata
 # First: it loads torch_npu where that is installed, which comes back here through plugin.py.
 import torch  # noqa: F401
 
-from npu_ops_vision.operators import OPERATORS
+import npu_ops_vision.operators  # noqa: F401
+from npu_ops_vision.names import OPERATORS
 
 __all__ = ["OPERATORS", "__version__"]
 

@@ -1,9 +1,10 @@
 """Importing this module registers the operators of this package, once."""
 
-from npu_ops_vision import iou, library
+import importlib
 
-#: Names of the operators in ``torch.ops.npu``.
-OPERATORS: tuple[str, ...] = ("npu_iou",)
+from npu_ops_vision import library
+from npu_ops_vision.names import FAMILIES
 
 library.load()
-iou.register()
+for family in FAMILIES:
+    importlib.import_module(f"npu_ops_vision.{family}")

@@ -4,13 +4,15 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from npu_ops_vision.names import OPERATORS
+
 
 def load() -> Mapping[str, Any]:
     """Register the operators and return what ``torch_npu`` offers by these names."""
     import torch
 
     # Not the package: it may be half imported, waiting for the torch that is loading us.
-    from npu_ops_vision.operators import OPERATORS
+    import npu_ops_vision.operators  # noqa: F401
 
     return {name: getattr(torch.ops.npu, name) for name in OPERATORS}
 
@@ -25,7 +27,7 @@ def _plugin() -> Any:
         name="npu-ops-vision",
         version=version("npu-ops-vision"),
         core_api=(1, 1),
-        attributes=("npu_iou",),
+        attributes=OPERATORS,
         load=load,
     )
 
