@@ -1,6 +1,7 @@
 """What holds for every operator of the package, on the calls that samples/<family>.py lists."""
 
 import importlib.util
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -108,6 +109,38 @@ def test_npu_equals_cpu(call: Call, writes_unmarked: bool, random: bool) -> None
     assert all(t.device.type == "npu" for t in tensors(actual))
     assert_same(actual, expected)
     assert_same(on_npu, on_cpu)  # what was written in place, and nothing else
+
+
+@every_call
+def test_returns_before_it_has_run(call: Call, writes_unmarked: bool, random: bool) -> None:
+    """The stream is held, so an operator that waits for a value of a tensor does not come back."""
+    import torch_npu
+    from npu_core import _C
+
+    args, kwargs = placed(call, "npu")
+    torch_npu.npu.synchronize()
+    gave_up = threading.Event()
+
+    def release() -> None:
+        _C._inject_fault(0, _C._FAULT_NONE)
+
+    def give_up() -> None:
+        gave_up.set()
+        release()
+
+    guard = threading.Timer(60, give_up)
+    _C._inject_fault(0, _C._FAULT_DELAY_TASK, count=1, delay_ns=3600 * 10**9)
+    guard.start()
+    try:
+        held = torch.zeros(1, device="npu")
+        with torch.no_grad():
+            operator(call[0])(*args, **kwargs)
+        assert not gave_up.is_set(), "the operator waited for the stream"
+        assert not torch_npu.npu.current_stream().query()
+    finally:
+        guard.cancel()
+        release()
+    assert held.item() == 0
 
 
 @pytest.mark.abi
