@@ -28,7 +28,7 @@ def _check(
                 f"expected one element per {('row', 'class')[dim]} of {name}",
             )
     check(
-        torch.sym_and(label_smoothing >= 0, label_smoothing < 1),
+        0 <= label_smoothing < 1,
         op,
         "label_smoothing",
         lambda: f"expected a number in [0, 1), got {label_smoothing}",
@@ -182,7 +182,8 @@ def npu_cross_entropy_loss_backward(
         check(grad.dim() <= 1, op, argument, "expected at most 1 dim")
         if grad.dim() == 1:
             rows = log_prob.shape[0] if reduction == "none" else 1
-            check(torch.sym_or(grad.shape[0] == rows, grad.shape[0] == 1), op, argument, "expected the shape of the loss")
+            fits = grad.shape[0] == rows or grad.shape[0] == 1
+            check(fits, op, argument, "expected the shape of the loss")
     return log_prob.new_empty(log_prob.shape)
 
 
