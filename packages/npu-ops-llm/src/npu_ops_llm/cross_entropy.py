@@ -88,8 +88,8 @@ def npu_cross_entropy_loss(
     Raises
     ------
     RuntimeError
-        If a dtype, shape or `reduction` does not fit, `label_smoothing` is not in [0, 1), or the tensors are on different
-        devices.
+        If a dtype, shape or `reduction` does not fit, `label_smoothing` is not in [0, 1), or the tensors are on
+        different devices.
     IndexError
         If a target that counts is not in [0, C); for npu tensors at the next synchronisation.
 
@@ -169,8 +169,8 @@ def npu_cross_entropy_loss_backward(
     Raises
     ------
     RuntimeError
-        If a dtype, shape or `reduction` does not fit, `label_smoothing` is not in [0, 1), or the tensors are on different
-        devices.
+        If a dtype, shape or `reduction` does not fit, `label_smoothing` is not in [0, 1), or the tensors are on
+        different devices.
     IndexError
         If a target that counts is not in [0, C); for npu tensors at the next synchronisation.
     """
