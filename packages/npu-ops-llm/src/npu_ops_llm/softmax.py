@@ -9,6 +9,11 @@ from npu_ops_llm.registration import check, differentiable, fake, kernel, once_d
 
 Number = int | float
 
+_SCALED_MASKED = torch.ops.npu._npu_scaled_masked_softmax.default
+_SCALED_MASKED_BACKWARD = torch.ops.npu._npu_scaled_masked_softmax_backward.default
+_DROPOUT = torch.ops.npu._npu_dropout_with_add_softmax.default
+_DROPOUT_BACKWARD = torch.ops.npu._npu_dropout_with_add_softmax_backward.default
+
 # A random operator says so, and the stable C++ interface of torch 2.11 has no tags.
 torch.library.define(
     "npu::npu_dropout_with_add_softmax",
@@ -50,7 +55,7 @@ def _check_like(op: str, argument: str, tensor: Tensor, model_name: str, model: 
 @kernel("npu_scaled_masked_softmax")
 def _scaled_masked_softmax(x: Tensor, mask: Tensor, scale: Number = 1, fixed_triu_mask: bool = False) -> Tensor:
     factor = _real("npu_scaled_masked_softmax", "scale", scale)
-    return torch.ops.npu._npu_scaled_masked_softmax.default(x, mask, factor, fixed_triu_mask)
+    return _SCALED_MASKED(x, mask, factor, fixed_triu_mask)
 
 
 @kernel("npu_scaled_masked_softmax_backward")
@@ -58,7 +63,7 @@ def _scaled_masked_softmax_backward(
     y_grad: Tensor, y: Tensor, mask: Tensor, scale: Number, fixed_triu_mask: bool
 ) -> Tensor:
     factor = _real("npu_scaled_masked_softmax_backward", "scale", scale)
-    return torch.ops.npu._npu_scaled_masked_softmax_backward.default(y_grad, y, mask, factor, fixed_triu_mask)
+    return _SCALED_MASKED_BACKWARD(y_grad, y, mask, factor, fixed_triu_mask)
 
 
 @fake
@@ -180,10 +185,9 @@ def _dropout_with_add_softmax(
     last = _is_last(op, dim, self.dim())
     # CPU tensors draw from torch's generator; npu tensors, in C++, from the one of their device.
     seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_()) if self.device.type == "cpu" else 0
-    run = torch.ops.npu._npu_dropout_with_add_softmax.default
     if last or self.shape != x1.shape:
-        return run(self, x1, factor, prob, seed)
-    mask, softmax, out = run(self.transpose(dim, -1), x1.transpose(dim, -1), factor, prob, seed)
+        return _DROPOUT(self, x1, factor, prob, seed)
+    mask, softmax, out = _DROPOUT(self.transpose(dim, -1), x1.transpose(dim, -1), factor, prob, seed)
     return (
         _mask_with_dim_last(mask, softmax.shape, dim),
         softmax.transpose(dim, -1).contiguous(),
@@ -197,12 +201,13 @@ def _dropout_with_add_softmax_backward(
 ) -> tuple[Tensor, Tensor]:
     op = "npu_dropout_with_add_softmax_backward"
     factor = _real(op, "alpha", alpha)
-    run = torch.ops.npu._npu_dropout_with_add_softmax_backward.default
     last = _is_last(op, dim, grad.dim())
     if last or grad.shape != softmax_out.shape or mask.numel() != _mask_bytes(grad):
-        return run(grad, mask, softmax_out, factor, prob)
+        return _DROPOUT_BACKWARD(grad, mask, softmax_out, factor, prob)
     swapped = _mask_with_dim_last(mask, grad.shape, dim)
-    self_grad, x1_grad = run(grad.transpose(dim, -1), swapped, softmax_out.transpose(dim, -1), factor, prob)
+    self_grad, x1_grad = _DROPOUT_BACKWARD(
+        grad.transpose(dim, -1), swapped, softmax_out.transpose(dim, -1), factor, prob
+    )
     return self_grad.transpose(dim, -1).contiguous(), x1_grad.transpose(dim, -1).contiguous()
 
 
