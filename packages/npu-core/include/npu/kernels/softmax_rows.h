@@ -57,26 +57,42 @@ struct RowExponentials {
   double sum;
 };
 
-/* value(i, count) gives the elements; one pass over them as far as memory is concerned: the maximum and the sum of one
- * block after the other, which stays in the cache. */
+/* value(i, count) gives the elements.  They are read from memory once: the maximum of a block that stays in the cache
+ * is what its exponentials and those of later blocks are relative to, until an element is far above it. */
 template <class Value>
 NPU_LANES_INLINE RowExponentials sum_row_exponentials(int64_t columns, Value value) {
   const int64_t block = 2048;
+  const float far = 16.0f; /* e^16 times 2048 elements are no trouble for a float */
   RowExponentials row = {-INFINITY, 0};
+  float origin = 0;
   for (int64_t begin = 0; begin < columns; begin += block) {
-    int64_t length = columns - begin < block ? columns - begin : block;
+    const int64_t length = columns - begin < block ? columns - begin : block;
     auto filled = [=](int64_t i, int64_t count) NPU_LANES_BODY {
       Floats lanes = value(begin + i, count);
       return count == kLanes ? lanes : first_lanes(lanes, count, -INFINITY);
     };
-    float max = max_row(length, row.max, filled);
-    if (max > row.max && row.sum != 0) row.sum *= exp((double)row.max - (double)max);
-    row.max = max;
-    /* Nothing but -infinity and NaN so far: every distance to a maximum of -infinity would be NaN. */
-    Floats least = broadcast(max == -INFINITY ? 0.0f : max);
-    row.sum += sum_row(
-        length, [=](int64_t i, int64_t count) NPU_LANES_BODY { return bounded_exponential(filled(i, count) - least); });
+    if (row.max == -INFINITY) {
+      row.max = max_row(length, row.max, filled);
+      /* Nothing but -infinity and NaN so far: a distance to -infinity would be NaN. */
+      origin = row.max == -INFINITY ? 0.0f : row.max;
+    }
+    for (;;) {
+      Floats most = broadcast(row.max), from = broadcast(origin);
+      double sum = sum_row(length, [&](int64_t i, int64_t count) NPU_LANES_BODY {
+        Floats lanes = filled(i, count);
+        most = maximum(most, lanes);
+        return bounded_exponential(lanes - from);
+      });
+      row.max = max_lanes(most);
+      if (!(row.max > origin + far)) {
+        row.sum += sum;
+        break;
+      }
+      if (row.sum != 0) row.sum *= exp((double)origin - (double)row.max);
+      origin = row.max;
+    }
   }
+  if (row.max > origin) row.sum *= exp((double)origin - (double)row.max);
   return row;
 }
 
