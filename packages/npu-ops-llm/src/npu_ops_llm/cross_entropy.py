@@ -50,9 +50,10 @@ def npu_cross_entropy_loss(
 
     With ``lp = log_softmax(input, -1)``, ``w`` the weights (1 without), ``m_n`` 0 for ignored rows and 1 for others,
     ``e = label_smoothing``: a row's loss is
-    ``m_n * ((1 - e) * -w[t_n] * lp[n, t_n] + e / C * -sum_c(w_c * lp[n, c]))``.  "sum" adds the rows, "mean" divides the
-    sum by ``sum_n(w[t_n] * m_n)``.  A row's z-loss is ``m_n * lse_square_scale_for_zloss * lse_n**2`` with
-    ``lse_n = log(sum_c(exp(input[n, c])))``; its "mean" divides by ``sum_n(m_n)``.  In float32, each output rounded once.
+    ``m_n * ((1 - e) * -w[t_n] * lp[n, t_n] + e / C * -sum_c(w_c * lp[n, c]))``.  "sum" adds the rows, "mean" divides
+    their sum by ``sum_n(w[t_n] * m_n)``.  A row's z-loss is ``m_n * lse_square_scale_for_zloss * lse_n**2`` with
+    ``lse_n = log(sum_c(exp(input[n, c])))``; its "mean" divides by ``sum_n(m_n)``.  In float32, each output rounded
+    once.
     Differentiable in `input` through `loss` and `zloss`.
 
     Parameters
