@@ -64,11 +64,17 @@ struct QuantizedRow {
   static NPU_LANES_INLINE void store(void* row, int64_t i, Floats value, int64_t count) {
     store_some((Q*)row + i, value, count);
   }
+  static NPU_LANES_INLINE Floats load(const void* row, int64_t i, int64_t count) {
+    return load_some((const Q*)row + i, count);
+  }
 };
 template <>
 struct QuantizedRow<Int4> {
   static NPU_LANES_INLINE void store(void* row, int64_t i, Floats value, int64_t count) {
     store_int4((uint8_t*)row + i / 2, value, count);
+  }
+  static NPU_LANES_INLINE Floats load(const void* row, int64_t i, int64_t count) {
+    return load_int4((const uint8_t*)row + i / 2, count);
   }
 };
 
