@@ -35,7 +35,7 @@ def npu_top_k_top_p(logits: Tensor, p: Tensor | None = None, k: Tensor | None = 
 
     Notes
     -----
-    Only some thousand logits near the cut are sorted.  Probabilities are summed in double and compared as float32: where
+    Only some thousand logits near the cut are sorted.  Probabilities are summed in double, compared as float32: where
     a float32 running sum would reach ``1 - p`` up to its rounding, it may cut one logit away from here.  NaN counts as
     larger than every number and stays; a row with NaN or +infinity has no probabilities: there `p` changes nothing.
 
