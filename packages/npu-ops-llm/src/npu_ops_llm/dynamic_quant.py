@@ -7,8 +7,10 @@ from npu_ops_llm.registration import check, fake
 
 #: Numbers of the dtypes that dst_type accepts, and the dtype of the result; int4 is carried in int32.
 _INT4 = (16, 285)
-_RESULTS = {None: torch.int8, 1: torch.int8, 12: torch.int8} | dict.fromkeys(_INT4, torch.int32)
-_FLOAT8 = {
+_RESULTS: dict[int | None, torch.dtype] = {None: torch.int8, 1: torch.int8, 12: torch.int8} | dict.fromkeys(
+    _INT4, torch.int32
+)
+_FLOAT8: dict[int | None, torch.dtype] = {
     23: torch.float8_e5m2,
     291: torch.float8_e5m2,
     24: torch.float8_e4m3fn,
