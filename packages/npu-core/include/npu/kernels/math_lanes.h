@@ -95,6 +95,37 @@ NPU_LANES_INLINE Floats logarithm(Floats x) {
 /* 1 / (1 + e^-x) */
 NPU_LANES_INLINE Floats sigmoid(Floats x) { return broadcast(1.0f) / (broadcast(1.0f) + exponential(negate(x))); }
 
+/* e^x - 1 for x in [-80, 80], accurate near 0 as well. */
+NPU_LANES_INLINE Floats exponential_minus_one(Floats x) {
+  Floats n = round_even(x * broadcast(1.44269504f));
+  Floats r = multiply_add(n, broadcast(-0.693145752f), x);
+  r = multiply_add(n, broadcast(-1.42860677e-6f), r);
+  /* As in exponential(). */
+  const float fit[] = {0.0013934545f, 0.00836377684f, 0.0416664556f, 0.166665733f, 0.5f};
+  Floats less_one = multiply_add(polynomial(r, fit), r * r, r);
+  Floats power = power_of_two(to_ints(choose(n == n, n, Floats{})));
+  return multiply_add(less_one, power, power - broadcast(1.0f));
+}
+
+/* tanh x, within 3 units in the last place. */
+NPU_LANES_INLINE Floats hyperbolic_tangent(Floats x) {
+  /* Beyond 10 it is 1.  With the magnitude e^2x - 1 has no cancellation. */
+  Floats grown = exponential_minus_one(broadcast(2.0f) * minimum(absolute(x), broadcast(10.0f)));
+  Words sign = bits_as<Words>(x) & 0x80000000u;
+  return bits_as<Floats>(bits_as<Words>(grown / (grown + broadcast(2.0f))) | sign);
+}
+
+/* erf x, within 4 units in the last place: 1 - e^(log(1 - erf x)), where the exponent is x times a polynomial. */
+NPU_LANES_INLINE Floats error_function(Floats x) {
+  Floats magnitude = minimum(absolute(x), broadcast(4.0f)); /* beyond it is 1 */
+  /* log(1 - erf x) / x on [0, 4], weighted by what its error does to erf */
+  const float fit[] = {-4.07760053e-5f, 3.81513179e-4f, -1.25323934e-3f, -2.03580188e-4f,
+                       0.0193201415f,   -0.102813840f,  -0.636616588f,   -1.12837923f};
+  Floats shrunk = exponential_minus_one(polynomial(magnitude, fit) * magnitude);
+  Words sign = bits_as<Words>(x) & 0x80000000u;
+  return bits_as<Floats>((bits_as<Words>(shrunk) & 0x7fffffffu) | sign);
+}
+
 }  // namespace
 }  // namespace kernels
 }  // namespace npu
