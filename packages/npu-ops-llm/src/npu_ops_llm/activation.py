@@ -1,4 +1,4 @@
-"""Activations.  Schemas and kernels: ``csrc/ops/activation.cpp``, ``csrc/ops/glu.cpp`` and the kernels of these names."""
+"""Activations.  Schemas and kernels: ``csrc/ops/{activation,glu}.cpp``, ``csrc/kernels/{activation,glu}.inc``."""
 
 from typing import Any
 

@@ -53,6 +53,18 @@ NPU_LANES_INLINE Floats square_root(Floats value) {
 /* 2^n for integers n in [-126, 127]. */
 NPU_LANES_INLINE Floats power_of_two(Ints n) { return bits_as<Floats>((Words)(n + 127) << 23); }
 
+/* value 2^n for integers n in [-252, 254] or NaN; results may be denormal or infinite. */
+NPU_LANES_INLINE Floats times_power_of_two(Floats value, Floats n) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_scalef_ps((__m512)value, (__m512)n);
+#else
+  /* In two steps, because 2^n itself may be out of range. */
+  Floats numbers = choose(n == n, n, Floats{});
+  Ints whole = to_ints(numbers), half = whole >> 1;
+  return value * power_of_two(half) * power_of_two(whole - half);
+#endif
+}
+
 /* e^x.  Results below 2^-149 are 0, denormals are right. */
 NPU_LANES_INLINE Floats exponential(Floats x) {
   x = minimum(maximum(x, broadcast(-104.0f)), broadcast(89.0f)); /* NaN goes through */
@@ -63,10 +75,7 @@ NPU_LANES_INLINE Floats exponential(Floats x) {
   /* (e^r - 1 - r) / r^2 on [-ln 2 / 2, ln 2 / 2] */
   const float fit[] = {0.0013934545f, 0.00836377684f, 0.0416664556f, 0.166665733f, 0.5f};
   Floats power = multiply_add(polynomial(r, fit), r * r, r) + broadcast(1.0f);
-  /* In two steps, because 2^n itself may be out of range. */
-  Floats numbers = choose(n == n, n, Floats{});
-  Ints whole = to_ints(numbers), half = whole >> 1;
-  return power * power_of_two(half) * power_of_two(whole - half);
+  return times_power_of_two(power, n);
 }
 
 /* Natural logarithm; of 0 -infinity, of negative values NaN. */
@@ -103,7 +112,11 @@ NPU_LANES_INLINE Floats exponential_minus_one(Floats x) {
   /* As in exponential(). */
   const float fit[] = {0.0013934545f, 0.00836377684f, 0.0416664556f, 0.166665733f, 0.5f};
   Floats less_one = multiply_add(polynomial(r, fit), r * r, r);
+#if defined(__AVX512F__)
+  Floats power = (Floats)_mm512_scalef_ps((__m512)broadcast(1.0f), (__m512)n);
+#else
   Floats power = power_of_two(to_ints(choose(n == n, n, Floats{})));
+#endif
   return multiply_add(less_one, power, power - broadcast(1.0f));
 }
 
