@@ -29,18 +29,22 @@ struct Gelu {
   }
 };
 
-/* x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 */
+/* x (1 + tanh(z)) / 2 with z = sqrt(2 / pi) (x + 0.044715 x^3) */
 struct GeluTanh {
-  static NPU_LANES_INLINE Floats tanh(Floats x) {
-    Floats slope = multiply_add(x * x, broadcast(0.044715f), broadcast(1.0f));
-    return hyperbolic_tangent(broadcast(0.797884561f) * x * slope);
+  static NPU_LANES_INLINE Floats bent(Floats x) {
+    return broadcast(0.797884561f) * x * multiply_add(x * x, broadcast(0.044715f), broadcast(1.0f));
   }
-  static NPU_LANES_INLINE Floats value(Floats x) { return broadcast(0.5f) * x * (broadcast(1.0f) + tanh(x)); }
+  static NPU_LANES_INLINE Floats value(Floats x) {
+    return broadcast(0.5f) * x * (broadcast(1.0f) + hyperbolic_tangent(bent(x)));
+  }
   static NPU_LANES_INLINE Floats gradient(Floats x) {
-    Floats t = tanh(x);
-    Floats slope = multiply_add(x * x, broadcast(3 * 0.044715f), broadcast(1.0f)) * broadcast(0.797884561f);
-    Floats bend = x * (broadcast(1.0f) - t * t) * slope;
-    return broadcast(0.5f) * (broadcast(1.0f) + t + bend);
+    /* With s = (1 + tanh(z)) / 2 = sigmoid(2 z) it is s + 2 x z' s (1 - s).  From e^-|2z|, because 1 - tanh(z)^2
+     * cancels and x z' is large there. */
+    Floats z = bent(x);
+    Floats e = exponential(broadcast(-2.0f) * absolute(z));
+    Floats q = broadcast(1.0f) / (broadcast(1.0f) + e);
+    Floats slope = broadcast(2 * 0.797884561f) * multiply_add(x * x, broadcast(3 * 0.044715f), broadcast(1.0f));
+    return choose(z < Floats{}, e * q, q) + x * slope * (e * q * q);
   }
 };
 
