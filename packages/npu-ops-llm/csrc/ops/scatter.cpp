@@ -299,7 +299,7 @@ void write_update(const Tensor& self, const Tensor& indices, const Tensor& updat
 }
 
 Tensor scatter_update_(const Tensor& self, const Tensor& indices, const Tensor& updates, int64_t axis) {
-  call_operator("npu::_scatter_update_", self, indices, updates, axis);
+  call_indexed("npu::_scatter_update_", self, indices, updates, axis);
   return self;
 }
 
@@ -321,7 +321,7 @@ Tensor quant_scatter_(const Tensor& self, const Tensor& indices, const Tensor& u
                       OptionalTensor quant_zero_points, int64_t axis, int64_t quant_axis, String reduce,
                       std::optional<int64_t> dst_type, std::optional<String> round_mode) {
   check_modes("npu_quant_scatter_", reduce, round_mode);
-  call_operator("npu::_npu_quant_scatter_", self, indices, updates, quant_scales, quant_zero_points, axis, quant_axis,
+  call_indexed("npu::_npu_quant_scatter_", self, indices, updates, quant_scales, quant_zero_points, axis, quant_axis,
                 dst_type);
   return self;
 }

@@ -153,7 +153,7 @@ void write_nd(const Tensor& self, const Tensor& indices, const Tensor& updates) 
 }
 
 Tensor scatter_nd_update_(const Tensor& self, const Tensor& indices, const Tensor& updates) {
-  call_operator("npu::_npu_scatter_nd_update_", self, indices, updates);
+  call_indexed("npu::_npu_scatter_nd_update_", self, indices, updates);
   return self;
 }
 

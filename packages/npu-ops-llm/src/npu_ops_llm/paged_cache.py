@@ -16,7 +16,14 @@ def _is_nz(tokens: Tensor, cache: Tensor) -> bool:
 
 
 def _check_caches(
-    op: str, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: dict[str, Tensor], nz: bool
+    op: str,
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    slots_name: str,
+    nz: bool,
 ) -> None:
     check(key.dim() == 3, op, "key", lambda: f"expected shape (tokens, heads, head size), got {list(key.shape)}")
     check(
@@ -36,15 +43,12 @@ def _check_caches(
             expected = f"(blocks, block size, {tokens.shape[1]}, {tokens.shape[2]}), the last two as in {name}"
         fits = _is_nz(tokens, cache) if nz else _is_norm(tokens, cache)
         check(fits, op, f"{name}_cache", f"expected shape {expected}, got {list(cache.shape)}")
-    for name, tensor in slots.items():
-        check(
-            tensor.dim() == 1 and tensor.shape[0] == key.shape[0],
-            op,
-            name,
-            lambda tensor=tensor: (
-                f"expected shape [{key.shape[0]}], one slot per token of key, got {list(tensor.shape)}"
-            ),
-        )
+    check(
+        slots.dim() == 1 and slots.shape[0] == key.shape[0],
+        op,
+        slots_name,
+        lambda: f"expected shape [{key.shape[0]}], one slot per token of key, got {list(slots.shape)}",
+    )
     row_dim = 2 if nz else 1
     check(
         value_cache.shape[0] == key_cache.shape[0] and value_cache.shape[row_dim] == key_cache.shape[row_dim],
@@ -103,7 +107,8 @@ def npu_scatter_pa_kv_cache(
     key_cache, value_cache : Tensor
         dtype of `key` or `value`; any strides.  Shape with `cache_mode` ``"Norm"`` or None:
         ``(blocks, block_size, heads, head size)``; with ``"PA_NZ"``:
-        ``(blocks, heads * head size / c, block_size, c)``, where element h of a token's ``heads * head size`` is at ``[block, h // c, row, h % c]``.
+        ``(blocks, heads * head size / c, block_size, c)``, where element h of a token's ``heads * head size`` is at
+        ``[block, h // c, row, h % c]``.
     slot_mapping : Tensor
         int32 or int64, shape ``(tokens,)``.
     compress_lens, compress_seq_offsets, seq_lens : Tensor, optional
@@ -136,7 +141,7 @@ def npu_scatter_pa_kv_cache(
     """
     op = "npu_scatter_pa_kv_cache"
     nz = _check_modes(op, key, (compress_lens, compress_seq_offsets, seq_lens), cache_mode)
-    _check_caches(op, key, value, key_cache, value_cache, {"slot_mapping": slot_mapping}, nz)
+    _check_caches(op, key, value, key_cache, value_cache, slot_mapping, "slot_mapping", nz)
 
 
 @fake
@@ -173,7 +178,7 @@ def npu_scatter_pa_kv_cache_functional(
     """
     op = "npu_scatter_pa_kv_cache_functional"
     nz = _check_modes(op, key, (compress_lens, compress_seq_offsets, seq_lens), cache_mode)
-    _check_caches(op, key, value, key_cache, value_cache, {"slot_mapping": slot_mapping}, nz)
+    _check_caches(op, key, value, key_cache, value_cache, slot_mapping, "slot_mapping", nz)
     return key_cache.new_empty(key_cache.shape), value_cache.new_empty(value_cache.shape)
 
 
@@ -213,5 +218,4 @@ def _npu_reshape_and_cache(
         and not all(_is_norm(tokens, cache) for tokens, cache in pairs)
         and all(_is_nz(tokens, cache) for tokens, cache in pairs)
     )
-    slots = {"slot_indices": slot_indices}
-    _check_caches("_npu_reshape_and_cache", key, value, key_cache, value_cache, slots, nz)
+    _check_caches("_npu_reshape_and_cache", key, value, key_cache, value_cache, slot_indices, "slot_indices", nz)

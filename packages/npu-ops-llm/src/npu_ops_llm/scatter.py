@@ -18,6 +18,19 @@ def documented(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _check_size(op: str, self: Tensor, updates: Tensor, d: int, is_axis: bool) -> None:
+    ours, theirs = self.shape[d], updates.shape[d]
+    check(
+        theirs <= ours if is_axis else theirs == ours,
+        op,
+        "updates",
+        lambda: (
+            f"expected {'at most size' if is_axis else 'size'} {ours} on dim {d}, as self; self has shape "
+            f"{list(self.shape)}, updates has shape {list(updates.shape)}"
+        ),
+    )
+
+
 def _check_update(op: str, self: Tensor, indices: Tensor, updates: Tensor, axis: int) -> int:
     """Check shapes as the kernel does; return `axis` counted from the front."""
     dims = self.dim()
@@ -54,16 +67,7 @@ def _check_update(op: str, self: Tensor, indices: Tensor, updates: Tensor, axis:
             lambda: f"expected at most {self.shape[0]} on dim 0, the batches of self, got shape {list(updates.shape)}",
         )
     for d in range(1, dims):
-        ours, theirs = self.shape[d], updates.shape[d]
-        check(
-            theirs <= ours if d == axis else theirs == ours,
-            op,
-            "updates",
-            lambda d=d: (
-                f"expected {'at most size' if d == axis else 'size'} {self.shape[d]} on dim {d}, as self; self has "
-                f"shape {list(self.shape)}, updates has shape {list(updates.shape)}"
-            ),
-        )
+        _check_size(op, self, updates, d, d == axis)
     return axis
 
 
@@ -148,6 +152,16 @@ def scatter_update_(self: Tensor, indices: Tensor, updates: Tensor, axis: int) -
     raise NotImplementedError
 
 
+def _check_columns(op: str, name: str, tensor: Tensor, updates: Tensor) -> None:
+    columns = updates.shape[-1]
+    check(
+        tensor.numel() == columns,
+        op,
+        name,
+        lambda: f"expected {columns} elements, the last size of updates, got shape {list(tensor.shape)}",
+    )
+
+
 def _check_quant(
     op: str, self: Tensor, indices: Tensor, updates: Tensor, axis: int, quant_axis: int, parameters: dict[str, Any]
 ) -> None:
@@ -156,17 +170,9 @@ def _check_quant(
     front = _check_update(op, self, indices, updates, axis)
     check(front != dims - 1, op, "axis", lambda: f"expected neither the first nor the last dim, got {axis}")
     check(quant_axis in (-1, dims - 1), op, "quant_axis", lambda: f"expected the last dim, -1, got {quant_axis}")
-    columns = updates.shape[-1]
     for name, tensor in parameters.items():
         if tensor is not None:
-            check(
-                tensor.numel() == columns,
-                op,
-                name,
-                lambda tensor=tensor: (
-                    f"expected {columns} elements, the last size of updates, got shape {list(tensor.shape)}"
-                ),
-            )
+            _check_columns(op, name, tensor, updates)
 
 
 @fake

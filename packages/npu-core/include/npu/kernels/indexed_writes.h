@@ -15,8 +15,10 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 
 #include "npu/kernels/parallel.h"
+#include "npu/kernels/stable_tensor.h"
 
 namespace npu::kernels {
 
@@ -114,6 +116,18 @@ npu_status write_in_order(int64_t writers, bool distinct, int64_t units, int64_t
   int64_t total = writers * bytes;
   int64_t grain = total > kBytesPerThread ? std::max<int64_t>(kShares * kBytesPerThread / total, 1) : kShares;
   return parallel_for(kShares, grain, body, error);
+}
+
+/// call_operator() for operators over index tensors: a bad index stays an IndexError, of which the dispatcher keeps
+/// only the text.
+template <class... Arguments>
+void call_indexed(const char* name, const Arguments&... arguments) {
+  try {
+    call_operator(name, arguments...);
+  } catch (const std::runtime_error& error) {
+    if (std::strstr(error.what(), "is out of range: expected") != nullptr) throw std::out_of_range(error.what());
+    throw;
+  }
 }
 
 /// A copy of `bytes` bytes by all threads.
