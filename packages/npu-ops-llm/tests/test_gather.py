@@ -198,7 +198,15 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize(
     ("rows", "columns", "count", "used"),
-    [(500, 700, 900, 500), (50_000, 4, 30_000, 50_000), (10, 3000, 500, 1), (400, 200, 2000, 3), (3, 1, 90_000, 3)],
+    [
+        (500, 700, 900, 500),
+        (1500, 1001, 700, 1500),
+        (1500, 1001, 700, 1),
+        (50_000, 4, 30_000, 50_000),
+        (10, 3000, 500, 1),
+        (400, 200, 2000, 3),
+        (3, 1, 90_000, 3),
+    ],
 )
 def test_gradient_with_every_number_of_threads(threads: int, rows: int, columns: int, count: int, used: int) -> None:
     """Sums of small integers are exact, so that every difference is a fault."""

@@ -427,6 +427,22 @@ def test_long_slices_of_apart_batches_with_every_number_of_threads(threads: int)
         same(NPU.npu_quant_scatter(q, index, x, scales), expected)
 
 
+def test_large_unaligned_rows(device: str) -> None:
+    """Large outputs are written past the caches, in aligned pieces."""
+    store = torch.zeros(1 + 3000 * 1031, dtype=torch.int16)
+    index, updates = torch.randint(0, 3000, (2500, 1)), torch.randint(-999, 999, (2500, 1031), dtype=torch.int16)
+    expected = torch.zeros(3000, 1031, dtype=torch.int16)
+    for place, row in zip(index[:, 0].tolist(), updates, strict=True):
+        expected[place] = row
+    (placed, where, source) = on(device, store, index, updates)
+    view = placed[1:].view(3000, 1031)
+    same(NPU.npu_scatter_nd_update(view, where, source), expected)
+    assert not view.any()
+    NPU.npu_scatter_nd_update_(view, where, source)
+    same(view, expected)
+    assert placed[0] == 0
+
+
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,9 @@ struct GatherBackward {
 };
 
 struct GatherKernels {
+  /* Zeros for the rows that no row of `grad` goes to. */
+  void (*clear_rows)(const GatherBackward* work, int64_t row_begin, int64_t row_end);
+  /* The other rows. */
   void (*sum_rows)(const GatherBackward* work, int64_t row_begin, int64_t row_end, int64_t column_begin,
                    int64_t column_end);
 };

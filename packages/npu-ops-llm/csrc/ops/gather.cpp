@@ -60,7 +60,7 @@ npu_status run_forward(void* payload, npu_error* error) {
         int64_t known = first_bad.load(std::memory_order_relaxed);
         while (i < known && !first_bad.compare_exchange_weak(known, i, std::memory_order_relaxed)) {
         }
-        return;
+        break;
       }
       if (lines > 0 && i + kAhead <= last_item) {
         const char* next = task.input + task.indices[i + kAhead] * task.row_stride;  // an address, never read
@@ -68,6 +68,7 @@ npu_status run_forward(void* payload, npu_error* error) {
       }
       copy_box(task.row, task.out + i * bytes, task.input + index * task.row_stride, first, last);
     }
+    npu_stream_fence();
   };
   int64_t grain = std::max<int64_t>(kBytesPerThread * units / std::max<int64_t>(bytes, 1), 1);
   npu_status status = parallel_for(task.count * units, grain, body, error);
@@ -103,6 +104,7 @@ Tensor gather(const Tensor& input, const Tensor& index) {
     add_dim(task.row, sizes[d], step, strides[d] * size);
     step *= sizes[d];
   }
+  stream_if_large(task.row, bytes_of(out));
   task.input = static_cast<const char*>(input.data_ptr());
   task.out = static_cast<char*>(out.data_ptr());
   task.indices = {indices.data_ptr(), dtype_of(indices) == NPU_INT64};
@@ -151,7 +153,10 @@ npu_status run_backward(void* payload, npu_error* error) {
   // Now offsets[row] is the first place of the row: ends[row] has moved to its end.
   const int64_t items = rows + task.count;  // a row costs its zeros or its sum, so about 1 + its indices
   if (most > items / 16 && columns >= 128) {
-    // Few rows have most of the work: split columns, whole cache lines.
+    // Few rows have most of the work: split their columns, whole cache lines.
+    auto empty_rows = [&](int64_t begin, int64_t end) { task.kernels->clear_rows(&work, begin, end); };
+    npu_status status = parallel_for(rows, grain_for(columns), empty_rows, error);
+    if (status != NPU_OK) return status;
     constexpr int64_t kColumns = 64;
     int64_t parts = (columns + kColumns - 1) / kColumns;
     auto some_columns = [&](int64_t begin, int64_t end) {
@@ -170,7 +175,9 @@ npu_status run_backward(void* payload, npu_error* error) {
     return low;
   };
   auto some_rows = [&](int64_t begin, int64_t end) {
-    task.kernels->sum_rows(&work, row_of(begin), row_of(end), 0, columns);
+    int64_t row_begin = row_of(begin), row_end = row_of(end);
+    task.kernels->clear_rows(&work, row_begin, row_end);
+    task.kernels->sum_rows(&work, row_begin, row_end, 0, columns);
   };
   return parallel_for(items, grain_for(columns), some_rows, error);
 }

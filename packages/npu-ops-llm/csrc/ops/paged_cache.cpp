@@ -139,6 +139,7 @@ Tensor lay_out(const Call& call, Side& side, Tensor& tokens, const Tensor& cache
     add_dim(side.token, heads, to[1] * parts * size, tokens.stride(1) * size);
     side.row_stride = to[2] * size;
   }
+  stream_if_large(side.token, tokens.size(0) * side.token.bytes());
   side.block_stride = to[0] * size;
   side.from_stride = tokens.stride(0) * size;
   side.cache = static_cast<char*>(target.data_ptr());

@@ -187,6 +187,7 @@ void lay_out(UpdateTask& task, const Tensor& self, const Tensor& updates, const 
       if (box->dims == 0) box->sizes[box->dims++] = 1;
     }
   }
+  for (Box* box : {&task.slice, &task.position}) stream_if_large(*box, task.writers * task.slice.bytes());
   task.batch_stride = to[0] * to_size;
   task.axis_stride = to[task.axis] * to_size;
   task.from_stride = from[0] * from_size;
@@ -322,7 +323,7 @@ Tensor quant_scatter_(const Tensor& self, const Tensor& indices, const Tensor& u
                       std::optional<int64_t> dst_type, std::optional<String> round_mode) {
   check_modes("npu_quant_scatter_", reduce, round_mode);
   call_indexed("npu::_npu_quant_scatter_", self, indices, updates, quant_scales, quant_zero_points, axis, quant_axis,
-                dst_type);
+               dst_type);
   return self;
 }
 

@@ -130,6 +130,7 @@ Tensor scatter(const char* op, const char* task_name, const Tensor& self, const 
   for (int64_t d = dims - 1; d >= depth; --d) {
     add_dim(task.row, sizes[d], to[d] * size, from[leading + d - depth] * size);
   }
+  stream_if_large(task.row, task.writers * task.row.bytes());
   for (int64_t k = 0; k < depth; ++k) {
     task.sizes[k] = sizes[k];
     task.strides[k] = to[k] * size;

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "npu/kernels/stream_copy.h"
 #include "npu/kernels/strided.h"
 
 namespace npu::kernels {
@@ -22,6 +23,7 @@ namespace npu::kernels {
 struct Box {
   int64_t run;  ///< contiguous on both sides
   int32_t dims;
+  int32_t streams;  ///< whether runs bypass the caches (stream_copy.h)
   int64_t sizes[NPU_MAX_DIMS], to[NPU_MAX_DIMS], from[NPU_MAX_DIMS];
 
   /// What a box can be cut into: its outermost dim, or the bytes of its one run.
@@ -56,6 +58,11 @@ inline void add_dim(Box& box, int64_t size, int64_t to_stride, int64_t from_stri
   box.sizes[box.dims] = size;
   box.to[box.dims] = to_stride;
   box.from[box.dims++] = from_stride;
+}
+
+/// Lets copies bypass the caches where that pays for a task that writes `total` bytes.
+inline void stream_if_large(Box& box, int64_t total) {
+  box.streams = total >= NPU_STREAM_BYTES && box.run >= NPU_STREAM_ROW;
 }
 
 template <int64_t kBytes>
@@ -105,11 +112,13 @@ void walk_box(const Box& box, int32_t d, char* to, const char* from, int64_t beg
 /// Copies the units [begin, end) of the box.
 inline void copy_box(const Box& box, char* to, const char* from, int64_t begin, int64_t end) {
   if (box.dims == 0) {
-    std::memcpy(to + begin, from + begin, static_cast<size_t>(end - begin));
+    if (box.streams) npu_stream_copy(to + begin, from + begin, end - begin);
+    else std::memcpy(to + begin, from + begin, static_cast<size_t>(end - begin));
     return;
   }
   auto runs = [&](char* t, int64_t to_stride, const char* f, int64_t from_stride, int64_t count) {
-    copy_runs(t, to_stride, f, from_stride, count, box.run);
+    if (!box.streams) return copy_runs(t, to_stride, f, from_stride, count, box.run);
+    for (int64_t i = 0; i < count; ++i) npu_stream_copy(t + i * to_stride, f + i * from_stride, box.run);
   };
   walk_box(box, box.dims - 1, to, from, begin, end, runs);
 }

@@ -19,6 +19,7 @@
 
 #include "npu/kernels/parallel.h"
 #include "npu/kernels/stable_tensor.h"
+#include "npu/kernels/stream_copy.h"
 
 namespace npu::kernels {
 
@@ -90,6 +91,7 @@ npu_status write_in_order(int64_t writers, bool distinct, int64_t units, int64_t
         if (place >= 0) write(i, place, first, last);
         begin = (i + 1) * units;
       }
+      npu_stream_fence();
     };
     int64_t grain = kBytesPerThread * units / bytes;
     // A cut within a run should not fall into a cache line.
@@ -112,6 +114,7 @@ npu_status write_in_order(int64_t writers, bool distinct, int64_t units, int64_t
         if (share >= begin && share < end) write(i, place, units * p / pieces, units * (p + 1) / pieces);
       }
     }
+    npu_stream_fence();
   };
   int64_t total = writers * bytes;
   int64_t grain = total > kBytesPerThread ? std::max<int64_t>(kShares * kBytesPerThread / total, 1) : kShares;
@@ -133,8 +136,14 @@ void call_indexed(const char* name, const Arguments&... arguments) {
 /// A copy of `bytes` bytes by all threads.
 inline npu_status copy_bytes(void* to, const void* from, int64_t bytes, npu_error* error) {
   auto body = [&](int64_t begin, int64_t end) {
-    std::memcpy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin,
-                static_cast<size_t>(end - begin));
+    char* t = static_cast<char*>(to) + begin;
+    const char* f = static_cast<const char*>(from) + begin;
+    if (bytes < NPU_STREAM_BYTES) {
+      std::memcpy(t, f, static_cast<size_t>(end - begin));
+    } else {
+      npu_stream_copy(t, f, end - begin);
+      npu_stream_fence();
+    }
   };
   return parallel_for(bytes, kBytesPerThread, body, error);
 }
