@@ -49,7 +49,8 @@ npu_status run_forward(void* payload, npu_error* error) {
   std::atomic<int64_t> first_bad{task.count};
   auto body = [&](int64_t begin, int64_t end) {
     // Rows are anywhere in memory: ask for the first lines of those that come soon.
-    constexpr int64_t kAhead = 8, kLines = 4;
+    constexpr int64_t kLines = 4;
+    const int64_t ahead = std::clamp<int64_t>(4096 / bytes, 4, 32);
     const int64_t lines = std::min<int64_t>(task.row.dims == 0 ? bytes / 64 + 1 : 0, kLines);
     const int64_t last_item = (end - 1) / units;
     for (int64_t i = begin / units; begin < end; ++i) {
@@ -62,8 +63,8 @@ npu_status run_forward(void* payload, npu_error* error) {
         }
         break;
       }
-      if (lines > 0 && i + kAhead <= last_item) {
-        const char* next = task.input + task.indices[i + kAhead] * task.row_stride;  // an address, never read
+      if (lines > 0 && i + ahead <= last_item) {
+        const char* next = task.input + task.indices[i + ahead] * task.row_stride;  // an address, never read
         for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(next + line * 64);
       }
       copy_box(task.row, task.out + i * bytes, task.input + index * task.row_stride, first, last);

@@ -68,7 +68,9 @@ npu_status run_cache(void* payload, npu_error* error) {
     auto write = [&](int64_t t, int64_t place, int64_t begin, int64_t end) {
       copy_box(side.token, side.cache + place, side.from + t * side.from_stride, begin, end);
     };
-    status = write_in_order(task.tokens, found.rising, side.token.units(), side.token.bytes(), locate, write, error);
+    const char* base = side.token.streams ? nullptr : side.cache;
+    status =
+        write_in_order(task.tokens, found.rising, side.token.units(), side.token.bytes(), base, locate, write, error);
     if (status != NPU_OK) return status;
   }
   return NPU_OK;

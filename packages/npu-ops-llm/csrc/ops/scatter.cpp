@@ -107,11 +107,12 @@ npu_status run_update(void* payload, npu_error* error) {
     walk_box(box, box.dims - 1, to, from, begin, end, rows);
   };
   int64_t slice_bytes = task.slice.bytes();
+  const char* base = task.slice.streams ? nullptr : task.self;
   if (!task.pairs || found.rising) {
     auto write = [&](int64_t i, int64_t place, int64_t begin, int64_t end) {
       put(task.slice, task.self + place, task.updates + i * task.from_stride, begin, end);
     };
-    return write_in_order(task.writers, true, task.slice.units(), slice_bytes, locate, write, error);
+    return write_in_order(task.writers, true, task.slice.units(), slice_bytes, base, locate, write, error);
   }
   // One writer per index of axis: those are equal or apart.
   auto locate_position = [&](int64_t w) {
@@ -122,7 +123,7 @@ npu_status run_update(void* payload, npu_error* error) {
     const char* from = task.updates + w / task.length * task.from_stride + w % task.length * task.from_axis_stride;
     put(task.position, task.self + place, from, begin, end);
   };
-  return write_in_order(task.writers * task.length, false, task.position.units(), slice_bytes / task.length,
+  return write_in_order(task.writers * task.length, false, task.position.units(), slice_bytes / task.length, base,
                         locate_position, write, error);
 }
 

@@ -63,7 +63,8 @@ npu_status run_scatter(void* payload, npu_error* error) {
   auto write = [&](int64_t i, int64_t place, int64_t begin, int64_t end) {
     copy_box(task.row, task.self + place, task.updates + i * task.from_stride, begin, end);
   };
-  return write_in_order(task.writers, found.rising, task.row.units(), task.row.bytes(), locate, write, error);
+  const char* base = task.row.streams ? nullptr : task.self;
+  return write_in_order(task.writers, found.rising, task.row.units(), task.row.bytes(), base, locate, write, error);
 }
 
 /// Elements from one position of the `leading` dims to the next; none when no one stride leads through them.

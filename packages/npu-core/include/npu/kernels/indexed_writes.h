@@ -6,7 +6,7 @@
  *   Survey found;                                       // all indices are looked at before the first write
  *   status = survey_writers(writers, locate, found, error);
  *   if (found.first_bad < writers) return ...;          // the op words the message
- *   return write_in_order(writers, found.rising, units, bytes, locate, write, error);
+ *   return write_in_order(writers, found.rising, units, bytes, base, locate, write, error);
  */
 #ifndef NPU_KERNELS_INDEXED_WRITES_H_
 #define NPU_KERNELS_INDEXED_WRITES_H_
@@ -79,15 +79,27 @@ npu_status survey_writers(int64_t writers, const Locate& locate, Survey& found, 
 /// and each share is worked on by one thread, which goes over all writers in order.  A place is hashed to its share,
 /// because neighbouring places are often written together.  Places that do not lie in range any more (another stream
 /// has overwritten the indices since) are left out.
+///
+/// `base` is where places count from: the first lines of places to come are fetched ahead.  NULL when the writes bypass
+/// the caches.
 template <class Locate, class Write>
-npu_status write_in_order(int64_t writers, bool distinct, int64_t units, int64_t bytes, const Locate& locate,
-                          const Write& write, npu_error* error) {
+npu_status write_in_order(int64_t writers, bool distinct, int64_t units, int64_t bytes, const char* base,
+                          const Locate& locate, const Write& write, npu_error* error) {
   if (writers <= 0 || bytes <= 0) return NPU_OK;
+  constexpr int64_t kAhead = 4;
+  const int64_t lines = base == nullptr ? 0 : std::min<int64_t>(bytes / 64, 4);
+  auto fetch = [&](int64_t place) {
+    for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(base + place + line * 64, 1);
+  };
   if (distinct) {
     auto body = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin / units; begin < end; ++i) {
         int64_t first = begin - i * units, last = std::min(units, end - i * units);
         int64_t place = locate(i);
+        if (lines > 0 && end > (i + kAhead) * units) {
+          int64_t next = locate(i + kAhead);
+          if (next >= 0) fetch(next);
+        }
         if (place >= 0) write(i, place, first, last);
         begin = (i + 1) * units;
       }
@@ -99,9 +111,16 @@ npu_status write_in_order(int64_t writers, bool distinct, int64_t units, int64_t
   }
   constexpr int64_t kShares = 64, kPiece = 1 << 14;
   int64_t pieces = std::clamp<int64_t>(bytes / kPiece, 1, units);
+  auto share_of = [](int64_t place) {
+    return static_cast<int64_t>((static_cast<uint64_t>(place) * 0x9e3779b97f4a7c15u) >> 58);
+  };
   auto body = [&](int64_t begin, int64_t end) {
     bool all = begin == 0 && end == kShares;
     for (int64_t i = 0; i < writers; ++i) {
+      if (lines > 0 && i + kAhead < writers) {
+        int64_t next = locate(i + kAhead), share = next < 0 ? -1 : share_of(next);
+        if (share >= begin && share < end) fetch(next);
+      }
       int64_t place = locate(i);
       if (place < 0) continue;
       if (all) {
@@ -109,8 +128,7 @@ npu_status write_in_order(int64_t writers, bool distinct, int64_t units, int64_t
         continue;
       }
       for (int64_t p = 0; p < pieces; ++p) {
-        uint64_t hash = static_cast<uint64_t>(place + p) * 0x9e3779b97f4a7c15u;
-        int64_t share = static_cast<int64_t>(hash >> 58);
+        int64_t share = share_of(place + p);
         if (share >= begin && share < end) write(i, place, units * p / pieces, units * (p + 1) / pieces);
       }
     }
