@@ -18,9 +18,9 @@ HEADS, WIDTH, BLOCK = 8, 128, 128
 def slots_of(tokens: int, blocks: int) -> Tensor:
     """Whole blocks in any order, or single tokens anywhere for the sizes of decoding."""
     if tokens < BLOCK:
-        return torch.randperm(blocks * BLOCK)[:tokens].int()
+        return torch.randperm(blocks * BLOCK)[:tokens]
     chosen = torch.randperm(blocks)[: -(-tokens // BLOCK)]
-    return (chosen[:, None] * BLOCK + torch.arange(BLOCK)).flatten()[:tokens].int()
+    return (chosen[:, None] * BLOCK + torch.arange(BLOCK)).flatten()[:tokens]
 
 
 def put_plain(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
