@@ -110,7 +110,9 @@ def npu_moe_finalize_routing(
     for name, skip in (("skip1", skip1), ("skip2", skip2)):
         if skip is not None:
             same = skip.dim() == 2 and skip.shape[0] == tokens and skip.shape[1] == rows.shape[-1]
-            message = partial("expected shape {} (tokens, hidden), got {}".format, [tokens, rows.shape[-1]], skip.shape)
+            message = partial(
+                "expected shape {} (tokens, hidden), got {}".format, [tokens, rows.shape[-1]], list(skip.shape)
+            )
             check(same, _OP, name, message)
     if bias is not None:
         check(
