@@ -359,6 +359,10 @@ def test_errors(where: str) -> None:
         (lambda: PERMUTE(ones(3, 4), bools(2, 2)), "argument routing_map: expected 3 rows, one for each token"),
         (lambda: PERMUTE(ones(3, 4), bools(3, 2), probs=ones(3, 3)), r"argument probs: expected shape \[3, 2\]"),
         (lambda: PERMUTE(ones(3, 4), bools(3, 2), num_out_tokens=-1), "argument num_out_tokens: expected a number"),
+        (
+            lambda: PERMUTE(ones(3, 4), bools(3, 2), num_out_tokens=8, drop_and_pad=True),
+            "argument num_out_tokens: expected a capacity of at most 3 tokens for each of 2 experts, got 4",
+        ),
         (lambda: UNPERMUTE(rows, index, [3]), "argument restore_shape: expected .tokens, 4., got .3."),
         (lambda: UNPERMUTE(rows, index, shape, probs=ones(3, 2)), "argument routing_map: expected the map"),
         (lambda: UNPERMUTE(rows, index, [4, 4]), "argument permuted_tokens: expected a multiple of 4 rows"),
@@ -386,10 +390,6 @@ def test_errors_of_values_before_the_launch() -> None:
         (
             lambda: PERMUTE(x, routing_map.float()),
             "argument routing_map: expected dtype bool, int8 or uint8, got float32",
-        ),
-        (
-            lambda: PERMUTE(x, routing_map, num_out_tokens=8, drop_and_pad=True),
-            "argument num_out_tokens: expected a capacity of at most 3 tokens for each of 2 experts, got 4",
         ),
         (lambda: PERMUTE(x, routing_map, probs=routing_map), "argument probs: expected dtype"),
     ]:

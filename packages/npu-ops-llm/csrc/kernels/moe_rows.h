@@ -49,6 +49,7 @@ struct MoeSpread {
   void* products;       /* weights_dtype */
   int64_t row_count, columns, ranks;
   npu_dtype dtype, upstream_dtype, index_dtype, weights_dtype, products_dtype;
+  int32_t stream; /* as above; every row of `out` is aligned to 64 bytes */
 };
 
 struct MoeRowsKernels {

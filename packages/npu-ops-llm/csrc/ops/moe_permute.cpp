@@ -334,6 +334,7 @@ std::tuple<Tensor, Tensor> unpermute_gradient(const char* op, const char* name, 
   work.dtype = dtype;
   work.upstream_dtype = dtype_of(upstream);
   work.weights_dtype = work.products_dtype = dtype_or(probs, NPU_FLOAT32);
+  work.stream = streams_rows(out, columns * npu_dtype_size(dtype));
   launch(device, name, run_unpermute_grad, task,
          {reads(upstream), reads(positions), reads(weights), reads(packed), writes(out), writes(grad_probs),
           writes(scratch)});

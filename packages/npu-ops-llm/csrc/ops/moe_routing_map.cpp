@@ -518,6 +518,7 @@ std::tuple<Tensor, Tensor> unpermute_grad(const Tensor& grad, const Tensor& out_
   work.dtype = work.upstream_dtype = work.products_dtype = dtype;
   work.index_dtype = NPU_INT32;
   work.weights_dtype = dtype_or(probs, NPU_FLOAT32);
+  work.stream = streams_rows(out, columns * npu_dtype_size(dtype));
   auto written = [](bool exists, const Tensor& tensor) {
     return exists ? writes(tensor) : npu_access{nullptr, 0, 0, 0};
   };

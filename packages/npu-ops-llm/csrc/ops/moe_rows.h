@@ -59,6 +59,11 @@ inline npu_dtype dtype_or(const OptionalTensor& tensor, npu_dtype fallback) {
   return tensor.has_value() ? dtype_of(*tensor) : fallback;
 }
 
+/// Whether results of whole vectors may go past the caches to `out`, rows of `row_bytes` bytes.
+inline bool streams_rows(const Tensor& out, int64_t row_bytes) {
+  return bytes_of(out) >= kStreamBytes && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(out.data_ptr()) % 64 == 0;
+}
+
 // ---- inside tasks -----------------------------------------------------------------------------------------------
 
 constexpr int64_t kNoLimit = INT64_MAX;

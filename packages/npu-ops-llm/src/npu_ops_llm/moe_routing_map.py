@@ -95,7 +95,14 @@ def npu_moe_token_permute_with_routing_map(
     wanted = count if num_out_tokens is None else num_out_tokens
     check(wanted >= 0, op, "num_out_tokens", lambda: f"expected a number of rows, got {wanted}")
     parts = experts if drop_and_pad else count
-    rows = 0 if isinstance(parts, int) and parts == 0 else wanted // parts * parts
+    each = 0 if isinstance(parts, int) and parts == 0 else wanted // parts
+    check(
+        not drop_and_pad or each <= count,
+        op,
+        "num_out_tokens",
+        lambda: f"expected a capacity of at most {count} tokens for each of {experts} experts, got {each}",
+    )
+    rows = each * parts
     permuted_probs = None if probs is None else probs.new_empty(rows)
     return (
         tokens.new_empty(rows, tokens.shape[1]),
