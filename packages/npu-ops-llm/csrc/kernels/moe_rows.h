@@ -46,7 +46,7 @@ struct MoeSpread {
   const int32_t* first; /* row -> its first slot or -1 */
   const int32_t* next;  /* slot -> next slot of its row or -1 */
   void* out;            /* dtype, row_count x columns */
-  void* products;       /* weights_dtype */
+  void* products;       /* products_dtype */
   int64_t row_count, columns, ranks;
   npu_dtype dtype, upstream_dtype, index_dtype, weights_dtype, products_dtype;
   int32_t stream; /* as above; every row of `out` is aligned to 64 bytes */

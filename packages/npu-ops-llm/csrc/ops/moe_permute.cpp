@@ -143,6 +143,8 @@ void check_sorted_indices(const char* op, const Tensor& sorted_indices, bool pad
   check_dtype(op, "sorted_indices", sorted_indices, {NPU_INT32, NPU_INT64});
   NPU_CHECK_ARG(padded || sorted_indices.dim() == 1, op, "sorted_indices", "expected 1 dim, got shape ",
                 shape_text(sorted_indices.sizes()));
+  NPU_CHECK_ARG(sorted_indices.numel() <= INT32_MAX, op, "sorted_indices", "expected fewer than 2^31 elements, got ",
+                sorted_indices.numel());
 }
 
 Tensor permute_gradient(const char* op, const char* name, const Tensor& grad, const Tensor& sorted_indices,
@@ -199,7 +201,6 @@ Restored check_unpermute(const char* op, const Device& device, int64_t rows, int
   check_same_device(op, device, "probs", probs);
   check_sorted_indices(op, sorted_indices, padded);
   const int64_t slots = sorted_indices.numel();
-  NPU_CHECK_ARG(slots <= INT32_MAX, op, "sorted_indices", "expected fewer than 2^31 elements, got ", slots);
   if (probs.has_value()) {
     check_weights(op, "probs", *probs);
     check_dims(op, "probs", *probs, 2);

@@ -174,6 +174,7 @@ std::tuple<Tensor, Tensor> permute_grad(const Tensor& grad, const OptionalTensor
   const int64_t map_sizes[] = {tokens, experts}, row_sizes[] = {rows};
   check_sizes(kOp, "routing_map", routing_map, Sizes(map_sizes, 2), "(tokens_num, experts_num)");
   check_sizes(kOp, "sorted_indices", sorted_indices, Sizes(row_sizes, 1), "(rows of permuted_token_out_grad)");
+  NPU_CHECK_ARG(rows <= INT32_MAX, kOp, "permuted_token_out_grad", "expected fewer than 2^31 rows, got ", rows);
   NPU_CHECK_ARG(each * parts == rows, kOp, "permuted_token_out_grad", "expected a multiple of ", parts, " rows, got ",
                 rows);
   if (probs_grad.has_value()) {
@@ -449,6 +450,7 @@ std::tuple<Tensor, Tensor> unpermute_grad(const Tensor& grad, const Tensor& out_
                 shape_text(Sizes(restore_shape.data(), restore_shape.size())));
   check_dtype(kOp, "out_index", out_index, {NPU_INT32});
   check_dims(kOp, "out_index", out_index, 1);
+  NPU_CHECK_ARG(rows <= INT32_MAX, kOp, "out_index", "expected fewer than 2^31 elements, got ", rows);
   check_dtype(kOp, "permuted_token_id", permuted_token_id, {NPU_INT32});
   check_sizes(kOp, "permuted_token_id", permuted_token_id, out_index.sizes(), "(as out_index)");
   const npu_dtype dtype = dtype_of(grad);

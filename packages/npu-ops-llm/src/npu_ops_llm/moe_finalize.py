@@ -121,4 +121,18 @@ def npu_moe_finalize_routing(
             "export_for_source_row",
             "expected the expert of every slot, which a bias needs, got None",
         )
+        assert export_for_source_row is not None
+        experts = export_for_source_row
+        check(
+            bias.dim() == 2 and bias.shape[1] == rows.shape[-1],
+            _OP,
+            "bias",
+            lambda: f"expected shape (experts, {rows.shape[-1]}), got {list(bias.shape)}",
+        )
+        check(
+            experts.dim() == 2 and experts.shape[0] == tokens and experts.shape[1] == ranks,
+            _OP,
+            "export_for_source_row",
+            lambda: f"expected shape {[tokens, ranks]} (tokens, k), got {list(experts.shape)}",
+        )
     return rows.new_empty(tokens, rows.shape[-1])
