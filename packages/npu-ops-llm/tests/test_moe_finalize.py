@@ -239,6 +239,8 @@ def test_errors(where: str) -> None:
         ((rows, skip1, skip2, none, scales, index, none, 4), "argument drop_pad_mode: expected 0, 1, 2 or 3, got 4"),
         ((rows, none, skip2, none, scales, index, none), "argument skip2: expected None without skip1"),
         ((rows, none, none, bias, scales, index, none), "argument export_for_source_row: expected the expert of every"),
+        ((rows, none, none, bias, scales, index, expert[:2]), r"export_for_source_row: expected shape \[3, 2\]"),
+        ((rows, none, none, bias[:, :3], scales, index, expert), r"argument bias: expected shape \(experts, 4\)"),
         ((rows, none, none, none, none, index, none, 0, 4), "expected a multiple of k = 4 elements, got 6"),
         (
             (rows, none, none, none, scales, index[:5], none),
