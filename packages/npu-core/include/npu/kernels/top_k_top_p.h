@@ -1,4 +1,4 @@
-/* npu/kernels/top_k.h: where a row has to be cut, without sorting it, for kernel files (see lanes.h).
+/* npu/kernels/top_k_top_p.h: where a row has to be cut, without sorting it, for kernel files (see lanes.h).
  *
  * Both questions of sampling, "which is the k-th largest value" and "which smallest values have a probability of no
  * more than 1 - p together", ask for the place in the ascending order at which a running sum of weights exceeds a
@@ -9,8 +9,8 @@
  * The sums are in double, from float32 sums of 32 vectors.  So a running sum here and one that is formed value by value
  * in float32 may differ by float32 rounding, and a value right at the limit may fall on the other side.
  */
-#ifndef NPU_KERNELS_TOP_K_H_
-#define NPU_KERNELS_TOP_K_H_
+#ifndef NPU_KERNELS_TOP_K_TOP_P_H_
+#define NPU_KERNELS_TOP_K_TOP_P_H_
 
 #include "npu/kernels/min_max_rows.h"
 
@@ -288,4 +288,4 @@ float kth_largest_of_row(const T* from, int64_t n, int64_t k, const float* maxim
 }  // namespace kernels
 }  // namespace npu
 
-#endif /* NPU_KERNELS_TOP_K_H_ */
+#endif /* NPU_KERNELS_TOP_K_TOP_P_H_ */
