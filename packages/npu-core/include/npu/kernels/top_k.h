@@ -1,0 +1,146 @@
+/* npu/kernels/top_k.h: the k largest of one row, for kernel files.
+ *
+ * Descending and stable: equal values keep the lower index first; NaN counts as the largest value and -0 equals 0, as
+ * in torch.sort.  Meant for rows of up to a few thousand values and k up to 64; a larger k sorts the row.
+ *
+ *   float values[256]; int32_t keys[padded_keys(256)];
+ *   sort_keys(values, 256, keys);
+ *   top_k(keys, 256, 8, NULL, indices);
+ */
+#ifndef NPU_KERNELS_TOP_K_H_
+#define NPU_KERNELS_TOP_K_H_
+
+#include "npu/kernels/rows.h"
+
+namespace npu {
+namespace kernels {
+namespace {
+
+/* Above this k the row is sorted. */
+enum { kMostSelected = 64 };
+
+/* Elements that the keys of `count` values need, on every instruction set. */
+inline int64_t padded_keys(int64_t count) { return (count + 15) / 16 * 16; }
+
+/* Integers in the order of the values. */
+NPU_LANES_INLINE Ints sort_key(Floats value) {
+  Words bits = bits_as<Words>(value + Floats{}); /* -0 + 0 is 0 */
+  Ints key = (Ints)bits ^ (((Ints)bits >> 31) & INT32_MAX);
+  return (Ints)choose(value != value, 0x7fc00000u + Words{}, (Words)key);
+}
+
+/* The bit of every lane that is set. */
+NPU_LANES_INLINE uint32_t lane_bits(Mask mask) {
+#if defined(__AVX512F__)
+  return (uint32_t)_mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+  return (uint32_t)_mm256_movemask_ps((__m256)mask);
+#elif defined(__SSE2__)
+  return (uint32_t)_mm_movemask_ps((__m128)mask);
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= (uint32_t)(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+
+/* keys[0 .. padded_keys(count)): the keys of the values, then INT32_MIN, which is below the key of any value. */
+inline void sort_keys(const float* values, int64_t count, int32_t* keys) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Ints key = sort_key(load(values + i));
+    memcpy(keys + i, &key, sizeof(key));
+  }
+  if (i < count) {
+    Ints key = sort_key(load_first(values + i, count - i));
+    memcpy(keys + i, &key, sizeof(key)); /* within the padding */
+  }
+  for (i = count; i < padded_keys(count); ++i) keys[i] = INT32_MIN;
+}
+
+/* Key and index as one number: larger keys first, among equal keys lower indices. */
+NPU_LANES_INLINE int64_t ranked(int32_t key, int64_t index) {
+  return (int64_t)((uint64_t)(uint32_t)key << 32 | (uint32_t)~(uint32_t)index);
+}
+
+/* Puts `one` into the descending list `best` of at most `k`. */
+NPU_LANES_INLINE void insert_ranked(int64_t* best, int64_t* size, int64_t k, int64_t one) {
+  if (*size == k && one <= best[k - 1]) return;
+  int64_t at = *size < k ? (*size)++ : k - 1;
+  for (; at > 0 && best[at - 1] < one; --at) best[at] = best[at - 1];
+  best[at] = one;
+}
+
+/* Sorts numbers so that they descend (heap sort: no memory, no bad case). */
+inline void sort_descending(int64_t* numbers, int64_t count) {
+  for (int64_t start = count / 2, end = count; end > 1;) {
+    int64_t moving; /* sinks from `start` in the heap numbers[0 .. end) whose top is the smallest */
+    if (start > 0) {
+      moving = numbers[--start];
+    } else {
+      moving = numbers[--end];
+      numbers[end] = numbers[0];
+    }
+    int64_t hole = start;
+    for (int64_t child; (child = 2 * hole + 1) < end; hole = child) {
+      if (child + 1 < end && numbers[child + 1] < numbers[child]) ++child;
+      if (moving <= numbers[child]) break;
+      numbers[hole] = numbers[child];
+    }
+    numbers[hole] = moving;
+  }
+}
+
+/* indices[0 .. k): where the k largest of `count` keys (see sort_keys) stand; k <= count.  `scratch` holds `count`
+ * numbers when k > kMostSelected and is not used otherwise. */
+inline void top_k(const int32_t* keys, int64_t count, int64_t k, int64_t* scratch, int32_t* indices) {
+  if (k <= 0) return;
+  if (k > kMostSelected) {
+    for (int64_t i = 0; i < count; ++i) scratch[i] = ranked(keys[i], i);
+    sort_descending(scratch, count);
+    for (int64_t i = 0; i < k; ++i) indices[i] = (int32_t)~(uint32_t)scratch[i];
+    return;
+  }
+  int64_t best[kMostSelected], size = 0;
+  /* Largest key of each lane: they are different elements, so the k-th largest of them is not above the k-th largest of
+   * the row, and few keys reach it. */
+  int32_t bound = INT32_MIN;
+  enum { kMostVectors = 8 };
+  int64_t vectors = 1;
+  while (vectors < kMostVectors && vectors * kLanes < 2 * k) vectors *= 2;
+  const int64_t lanes = vectors * kLanes;
+  if (k <= lanes && count >= 2 * lanes) {
+    Ints largest[kMostVectors];
+    memcpy(largest, keys, (size_t)lanes * sizeof(int32_t));
+    int64_t i = lanes;
+    for (; i + lanes <= count; i += lanes) {
+      for (int64_t v = 0; v < vectors; ++v) {
+        Ints key = load_bits<Ints>(keys + i + v * kLanes);
+        largest[v] = (Ints)choose(key > largest[v], (Words)key, (Words)largest[v]);
+      }
+    }
+    int32_t lane[kMostVectors * kLanes];
+    memcpy(lane, largest, (size_t)lanes * sizeof(int32_t));
+    for (i = 0; i < lanes; ++i) insert_ranked(best, &size, k, ranked(lane[i], i));
+    bound = (int32_t)(best[k - 1] >> 32);
+    size = 0;
+  }
+  for (int64_t i = 0; i < count; i += kLanes) {
+    uint32_t bits = lane_bits((Mask)(load_bits<Ints>(keys + i) >= bound + Ints{}));
+    if (count - i < kLanes) bits &= (1u << (count - i)) - 1;
+    if (bits == 0) continue;
+    for (; bits != 0; bits &= bits - 1) {
+      int64_t at = i + __builtin_ctz(bits);
+      insert_ranked(best, &size, k, ranked(keys[at], at));
+    }
+    int32_t least = (int32_t)(best[size - 1] >> 32);
+    if (size == k && least > bound) bound = least;
+  }
+  for (int64_t i = 0; i < k; ++i) indices[i] = (int32_t)~(uint32_t)best[i];
+}
+
+}  // namespace
+}  // namespace kernels
+}  // namespace npu
+
+#endif /* NPU_KERNELS_TOP_K_H_ */
