@@ -336,7 +336,7 @@ def test_gradient(hashed: bool, norm_type: int, renorm: int, dtype: torch.dtype,
     tables = {}
     if hashed:  # a table may name an expert twice
         tables = {"input_ids": torch.randint(0, 5, (rows,)), "tid2eid": torch.randint(0, experts, (5, k))}
-    ours = x.to(device).requires_grad_()
+    ours = x.clone().to(device).requires_grad_()
     y, chosen, p = OPS.npu_moe_gating_top_k(ours, k, **{name: t.to(device) for name, t in tables.items()}, **config)
     assert y.requires_grad and not p.requires_grad and not chosen.requires_grad
     y.backward(dy.to(device))
