@@ -190,11 +190,11 @@ npu_status run_init_routing_v2(void* payload, npu_error* error) {
   const auto& task = *static_cast<const InitRoutingV2Task*>(payload);
   const int32_t* experts = task.rows.experts;
   const int64_t first = task.first, last = task.last;
-  // In range, then above, then below: the order of the keys that the definition gives them.
-  const uint64_t range = static_cast<uint64_t>(last - first) + 2;
-  auto key = [=](int64_t slot) {
+  // In range and above in order, then what is no expert, then what lies below: the order that the definition gives.
+  const uint64_t range = static_cast<uint64_t>(task.experts - first) + 2;
+  auto key = [=, end = task.experts](int64_t slot) {
     const int64_t expert = experts[slot];
-    return static_cast<uint64_t>(expert < first ? last - first + 1 : std::min(expert, last) - first);
+    return static_cast<uint64_t>(expert < first ? end - first + 1 : std::min(expert, end) - first);
   };
   int32_t* order = task.scatter ? task.row_idx : nullptr;
   npu_status status =
@@ -469,8 +469,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> init_routing_v2(
 
   Tensor in = as_contiguous(x), experts = as_contiguous(expert_idx);
   OptionalTensor scales = as_contiguous(scale), offsets = as_contiguous(offset);
-  uint64_t range = static_cast<uint64_t>(local) + 2;
-  Tensor scratch = allocate_words(2 * local + 2 + ceil_div(slots + sort_scratch(slots, range), 2), device);
+  int64_t range = expert_num - arguments.first + 2;  // keys of the sort
+  Tensor scratch = allocate_words(range + local + ceil_div(slots + sort_scratch(slots, range), 2), device);
   auto* counts = static_cast<int64_t*>(scratch.data_ptr());
   int64_t* starts = counts + range;
   auto* positions = reinterpret_cast<int32_t*>(starts + local);
