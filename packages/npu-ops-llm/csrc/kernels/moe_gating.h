@@ -9,10 +9,13 @@
 /* How scores become probabilities (norm_type). */
 enum { NPU_GATE_SOFTMAX = 0, NPU_GATE_SIGMOID = 1, NPU_GATE_SQRT_SOFTPLUS = 2 };
 
+/* Up to this many experts the kernels need no scratch memory (NULL). */
+enum { NPU_STACK_EXPERTS = 1024 };
+
 /* Elements (of 4 bytes) of scratch memory for one block of rows. */
 static inline int64_t npu_gating_scratch(int64_t experts) { return 5 * ((experts + 15) / 16 * 16); }
 
-/* The rows are worked off in `blocks` blocks, each with scratch memory of its own. */
+/* The rows are worked off in `blocks` blocks, each with scratch memory of its own; k is at most `experts`. */
 struct MoeGatingSoftmax {
   const void* x;           /* dtype: rows x experts */
   const uint8_t* finished; /* rows, or NULL */

@@ -36,9 +36,15 @@ int64_t block_grain(int64_t rows, int64_t experts, int64_t blocks) {
   return grain_for(8 * experts * ((rows + blocks - 1) / blocks));
 }
 
-Tensor allocate_scratch(int64_t blocks, int64_t experts, const Device& device) {
-  int64_t sizes[] = {blocks * npu_gating_scratch(experts)};
-  return allocate(Sizes(sizes, 1), NPU_INT32, device);
+/// None where the kernels do without.
+OptionalTensor allocate_scratch(int64_t blocks, int64_t experts, const Device& device) {
+  if (experts <= NPU_STACK_EXPERTS) return std::nullopt;
+  int64_t size = blocks * npu_gating_scratch(experts);
+  return allocate(Sizes(&size, 1), NPU_INT32, device);
+}
+
+npu_access writes_some(const OptionalTensor& tensor) {
+  return tensor.has_value() ? writes(*tensor) : npu_access{nullptr, 0, 0, 0};
 }
 
 /// The bad index of the first row that has one.
@@ -123,18 +129,16 @@ Selection gating_softmax(const char* op, const char* task_name, const Tensor& x,
   NPU_CHECK_ARG(rows * k <= INT32_MAX, op, "x", "expected at most 2147483647 selected experts, got ", rows, " rows of ",
                 k);
   int64_t blocks = block_count(rows);
-  Tensor scratch = allocate_scratch(blocks, experts, device);
+  OptionalTensor scratch = allocate_scratch(blocks, experts, device);
   SoftmaxTask task{
       &kTables.active(),
       {logits.data_ptr(), static_cast<const uint8_t*>(pointer_or_null(flags)), result.y.data_ptr(),
        static_cast<int32_t*>(result.expert_idx.data_ptr()), static_cast<int32_t*>(pointer_or_null(row_idx)),
-       static_cast<float*>(pointer_or_null(probabilities)), static_cast<int32_t*>(scratch.data_ptr()), rows, experts, k,
-       blocks, softmax_of_selected, dtype}};
-  npu_access written_rows = reads(row_idx), written_probabilities = reads(probabilities);
-  written_rows.is_write = written_probabilities.is_write = 1;
+       static_cast<float*>(pointer_or_null(probabilities)), static_cast<int32_t*>(pointer_or_null(scratch)), rows,
+       experts, k, blocks, softmax_of_selected, dtype}};
   launch(device, task_name, run_softmax, task,
-         {reads(logits), reads(flags), writes(result.y), writes(result.expert_idx), written_rows, written_probabilities,
-          writes(scratch)});
+         {reads(logits), reads(flags), writes(result.y), writes(result.expert_idx), writes_some(row_idx),
+          writes_some(probabilities), writes_some(scratch)});
   return result;
 }
 
@@ -261,7 +265,7 @@ std::tuple<Tensor, Tensor, Tensor> gating_top_k(const Tensor& x, int64_t k, cons
   Tensor probabilities = allocate(sizes, NPU_FLOAT32, device);
   if (rows == 0) return {y, expert_idx, probabilities};
   int64_t blocks = block_count(rows);
-  Tensor scratch = allocate_scratch(blocks, experts, device);
+  OptionalTensor scratch = allocate_scratch(blocks, experts, device);
   MoeGatingTopK work{};
   work.x = logits.data_ptr();
   work.bias = pointer_or_null(offsets);
@@ -270,7 +274,7 @@ std::tuple<Tensor, Tensor, Tensor> gating_top_k(const Tensor& x, int64_t k, cons
   work.y = y.data_ptr();
   work.expert_idx = static_cast<int32_t*>(expert_idx.data_ptr());
   work.probabilities = static_cast<float*>(probabilities.data_ptr());
-  work.scratch = static_cast<int32_t*>(scratch.data_ptr());
+  work.scratch = static_cast<int32_t*>(pointer_or_null(scratch));
   work.rows = rows;
   work.experts = experts;
   work.k = k;
@@ -292,7 +296,7 @@ std::tuple<Tensor, Tensor, Tensor> gating_top_k(const Tensor& x, int64_t k, cons
   }
   launch(device, "npu::npu_moe_gating_top_k", run_top_k, TopKTask{&kTables.active(), work},
          {reads(logits), reads(offsets), reads(ids), reads(map), writes(y), writes(expert_idx), writes(probabilities),
-          writes(scratch)});
+          writes_some(scratch)});
   return {y, expert_idx, probabilities};
 }
 
@@ -332,6 +336,8 @@ Tensor gating_top_k_backward(const Tensor& x_norm, const Tensor& grad_y, const T
   check_dtype(kOp, "expertIdx", expert_idx, {NPU_INT32});
   NPU_CHECK_ARG(grad_y.dim() == 2 && grad_y.sizes()[0] == sizes[0], kOp, "grad_y", "expected shape [", sizes[0],
                 ", k], got ", shape_text(grad_y.sizes()));
+  NPU_CHECK_ARG(grad_y.sizes()[1] <= sizes[1], kOp, "grad_y", "expected at most ", sizes[1], " columns (experts), got ",
+                grad_y.sizes()[1]);
   check_sizes(kOp, "expertIdx", expert_idx, grad_y.sizes(), "(as grad_y)");
   check_norm(kOp, norm_type);
   npu_dtype dtype = dtype_of(grad_y);
@@ -339,15 +345,15 @@ Tensor gating_top_k_backward(const Tensor& x_norm, const Tensor& grad_y, const T
   Tensor dx = allocate(sizes, dtype, device);
   if (dx.numel() == 0) return dx;
   int64_t blocks = block_count(sizes[0]);
-  Tensor scratch = allocate_scratch(blocks, sizes[1], device);
+  OptionalTensor scratch = allocate_scratch(blocks, sizes[1], device);
   TopKBackwardTask task{
       &kTables.active(),
       {static_cast<const float*>(p.data_ptr()), dy.data_ptr(), static_cast<const int32_t*>(indices.data_ptr()),
-       dx.data_ptr(), static_cast<int32_t*>(scratch.data_ptr()), sizes[0], sizes[1], dy.sizes()[1], blocks,
+       dx.data_ptr(), static_cast<int32_t*>(pointer_or_null(scratch)), sizes[0], sizes[1], dy.sizes()[1], blocks,
        static_cast<int32_t>(norm_type), norm_type != NPU_GATE_SOFTMAX || renorm == 1,
        static_cast<float>(routed_scaling_factor), static_cast<float>(eps), dtype}};
   launch(device, "npu::npu_moe_gating_top_k_backward", run_top_k_backward, task,
-         {reads(p), reads(dy), reads(indices), writes(dx), writes(scratch)});
+         {reads(p), reads(dy), reads(indices), writes(dx), writes_some(scratch)});
   return dx;
 }
 

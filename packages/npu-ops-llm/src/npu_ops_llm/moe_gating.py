@@ -266,7 +266,7 @@ def npu_moe_gating_top_k(
 def npu_moe_gating_top_k_backward(
     x_norm: Tensor,
     grad_y: Tensor,
-    expertIdx: Tensor,  # noqa: N803  the published name
+    expertIdx: Tensor,
     *,
     renorm: int = 0,
     norm_type: int = 0,
@@ -275,8 +275,8 @@ def npu_moe_gating_top_k_backward(
 ) -> Tensor:
     """Gradient of :func:`npu_moe_gating_top_k` in its scores.
 
-    With ``g = x_norm[expertIdx]``, ``u = grad_y * routed_scaling_factor`` and ``s = sum(g) + eps``: the gradient of g is
-    ``u / s - sum(u * g) / s^2`` where the weights were normalised, else ``u``; it is added up per expert to ``dp`` and
+    With ``g = x_norm[expertIdx]``, ``u = grad_y * routed_scaling_factor`` and ``s = sum(g) + eps``: the gradient of g
+    is ``u / s - sum(u * g) / s^2`` where the weights were normalised, else ``u``; it is added up per expert to ``dp`` and
     passed through the softmax, ``p * (dp - sum(dp * p))``, the sigmoid, ``dp * p * (1 - p)``, or the square root of
     softplus, ``dp * (1 - exp(-p^2)) / (2 p)``.  In float32.
 

@@ -4,13 +4,14 @@ Schemas and kernels: ``csrc/ops/moe_routing.cpp``, ``csrc/ops/moe_re_routing.cpp
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from npu_ops_llm.registration import check, fake
 
-Size = int | torch.SymInt
+Size: TypeAlias = int | torch.SymInt
 
 
 def _check_tokens(op: str, x: Tensor, expert_idx: Tensor) -> None:
