@@ -91,6 +91,47 @@ inline void sort_descending(int64_t* numbers, int64_t count) {
   }
 }
 
+typedef int64_t Longs __attribute__((vector_size(8 * kLanes)));
+
+/* order[r] = i where exactly r of the `count` different numbers are larger than numbers[i].  Both arrays have room for
+ * whole vectors.  Without a branch that depends on the numbers: random ones would be mispredicted. */
+NPU_LANES_INLINE void rank_numbers(int64_t* numbers, int64_t count, int32_t* order) {
+  int64_t padded = count;
+  while (padded % kLanes != 0) numbers[padded++] = INT64_MIN;
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    Longs own = load_bits<Longs>(numbers + i), larger{};
+    for (int64_t j = 0; j < count; ++j) larger -= (Longs)(numbers[j] + Longs{} > own);
+    const int64_t end = count - i < kLanes ? count - i : (int64_t)kLanes;
+    int64_t rank[kLanes];
+    memcpy(rank, &larger, sizeof(rank));
+    for (int64_t lane = 0; lane < end; ++lane) order[rank[lane]] = (int32_t)(i + lane);
+  }
+}
+
+/* Puts the keys that are at least `bound` into `found`, with their indices; returns their number, or -1 when there are
+ * more than `most`. */
+inline int64_t collect_keys(const int32_t* keys, int64_t count, int32_t bound, int64_t* found, int64_t most) {
+  int32_t places[2 * kMostSelected + kLanes];
+  int64_t size = 0;
+#if defined(__AVX512F__)
+  __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#endif
+  for (int64_t i = 0; i < count; i += kLanes) {
+    uint32_t bits = lane_bits((Mask)(load_bits<Ints>(keys + i) >= bound + Ints{}));
+    if (count - i < kLanes) bits &= (1u << (count - i)) - 1;
+#if defined(__AVX512F__)
+    _mm512_storeu_si512(places + size, _mm512_maskz_compress_epi32((__mmask16)bits, place));
+    place = _mm512_add_epi32(place, _mm512_set1_epi32(kLanes));
+    size += __builtin_popcount(bits);
+#else
+    for (; bits != 0; bits &= bits - 1) places[size++] = (int32_t)(i + __builtin_ctz(bits));
+#endif
+    if (size > most) return -1;
+  }
+  for (int64_t i = 0; i < size; ++i) found[i] = ranked(keys[places[i]], places[i]);
+  return size;
+}
+
 /* indices[0 .. k): where the k largest of `count` keys (see sort_keys) stand; k <= count.  `scratch` holds `count`
  * numbers when k > kMostSelected and is not used otherwise. */
 inline void top_k(const int32_t* keys, int64_t count, int64_t k, int64_t* scratch, int32_t* indices) {
@@ -101,42 +142,50 @@ inline void top_k(const int32_t* keys, int64_t count, int64_t k, int64_t* scratc
     for (int64_t i = 0; i < k; ++i) indices[i] = (int32_t)~(uint32_t)scratch[i];
     return;
   }
-  int64_t best[kMostSelected], size = 0;
+  enum { kMostVectors = 8, kMostLanes = kMostVectors * kLanes, kMostFound = 2 * kMostSelected };
+  int64_t numbers[(kMostLanes > kMostFound ? kMostLanes : kMostFound) + kLanes];
+  int32_t order[(kMostLanes > kMostFound ? kMostLanes : kMostFound) + kLanes];
   /* Largest key of each lane: they are different elements, so the k-th largest of them is not above the k-th largest of
    * the row, and few keys reach it. */
   int32_t bound = INT32_MIN;
-  enum { kMostVectors = 8 };
   int64_t vectors = 1;
   while (vectors < kMostVectors && vectors * kLanes < 2 * k) vectors *= 2;
   const int64_t lanes = vectors * kLanes;
   if (k <= lanes && count >= 2 * lanes) {
     Ints largest[kMostVectors];
     memcpy(largest, keys, (size_t)lanes * sizeof(int32_t));
-    int64_t i = lanes;
-    for (; i + lanes <= count; i += lanes) {
+    for (int64_t i = lanes; i + lanes <= count; i += lanes) {
       for (int64_t v = 0; v < vectors; ++v) {
         Ints key = load_bits<Ints>(keys + i + v * kLanes);
         largest[v] = (Ints)choose(key > largest[v], (Words)key, (Words)largest[v]);
       }
     }
-    int32_t lane[kMostVectors * kLanes];
+    int32_t lane[kMostLanes];
     memcpy(lane, largest, (size_t)lanes * sizeof(int32_t));
-    for (i = 0; i < lanes; ++i) insert_ranked(best, &size, k, ranked(lane[i], i));
-    bound = (int32_t)(best[k - 1] >> 32);
-    size = 0;
+    for (int64_t i = 0; i < lanes; ++i) numbers[i] = ranked(lane[i], i);
+    rank_numbers(numbers, lanes, order);
+    bound = lane[order[k - 1]];
   }
+  int64_t found = collect_keys(keys, count, bound, numbers, kMostFound - kLanes);
+  if (found >= 0) {
+    rank_numbers(numbers, found, order);
+    for (int64_t i = 0; i < k; ++i) indices[i] = (int32_t)~(uint32_t)numbers[order[i]];
+    return;
+  }
+  /* Many equal keys, or no bound: one after the other. */
+  int64_t size = 0;
   for (int64_t i = 0; i < count; i += kLanes) {
     uint32_t bits = lane_bits((Mask)(load_bits<Ints>(keys + i) >= bound + Ints{}));
     if (count - i < kLanes) bits &= (1u << (count - i)) - 1;
     if (bits == 0) continue;
     for (; bits != 0; bits &= bits - 1) {
       int64_t at = i + __builtin_ctz(bits);
-      insert_ranked(best, &size, k, ranked(keys[at], at));
+      insert_ranked(numbers, &size, k, ranked(keys[at], at));
     }
-    int32_t least = (int32_t)(best[size - 1] >> 32);
+    int32_t least = (int32_t)(numbers[size - 1] >> 32);
     if (size == k && least > bound) bound = least;
   }
-  for (int64_t i = 0; i < k; ++i) indices[i] = (int32_t)~(uint32_t)best[i];
+  for (int64_t i = 0; i < k; ++i) indices[i] = (int32_t)~(uint32_t)numbers[i];
 }
 
 }  // namespace
