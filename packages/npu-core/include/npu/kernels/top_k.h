@@ -91,19 +91,27 @@ inline void sort_descending(int64_t* numbers, int64_t count) {
   }
 }
 
-typedef int64_t Longs __attribute__((vector_size(8 * kLanes)));
+/* As wide as Floats: GCC takes wider vectors apart into single numbers. */
+typedef int64_t Longs __attribute__((vector_size(4 * kLanes)));
 
 /* order[r] = i where exactly r of the `count` different numbers are larger than numbers[i].  Both arrays have room for
  * whole vectors.  Without a branch that depends on the numbers: random ones would be mispredicted. */
 NPU_LANES_INLINE void rank_numbers(int64_t* numbers, int64_t count, int32_t* order) {
+  const int64_t width = kLanes / 2;
   int64_t padded = count;
   while (padded % kLanes != 0) numbers[padded++] = INT64_MIN;
-  for (int64_t i = 0; i < padded; i += kLanes) {
-    Longs own = load_bits<Longs>(numbers + i), larger{};
-    for (int64_t j = 0; j < count; ++j) larger -= (Longs)(numbers[j] + Longs{} > own);
-    const int64_t end = count - i < kLanes ? count - i : (int64_t)kLanes;
+  for (int64_t i = 0; i < count; i += 2 * width) {
+    Longs low = load_bits<Longs>(numbers + i), high = load_bits<Longs>(numbers + i + width);
+    Longs above_low{}, above_high{};
+    for (int64_t j = 0; j < count; ++j) {
+      Longs other = numbers[j] + Longs{};
+      above_low -= (Longs)(other > low);
+      above_high -= (Longs)(other > high);
+    }
     int64_t rank[kLanes];
-    memcpy(rank, &larger, sizeof(rank));
+    memcpy(rank, &above_low, sizeof(above_low));
+    memcpy(rank + width, &above_high, sizeof(above_high));
+    const int64_t end = count - i < kLanes ? count - i : (int64_t)kLanes;
     for (int64_t lane = 0; lane < end; ++lane) order[rank[lane]] = (int32_t)(i + lane);
   }
 }
