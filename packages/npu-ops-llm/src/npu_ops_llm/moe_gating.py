@@ -276,8 +276,8 @@ def npu_moe_gating_top_k_backward(
     """Gradient of :func:`npu_moe_gating_top_k` in its scores.
 
     With ``g = x_norm[expertIdx]``, ``u = grad_y * routed_scaling_factor`` and ``s = sum(g) + eps``: the gradient of g
-    is ``u / s - sum(u * g) / s^2`` where the weights were normalised, else ``u``; it is added up per expert to ``dp`` and
-    passed through the softmax, ``p * (dp - sum(dp * p))``, the sigmoid, ``dp * p * (1 - p)``, or the square root of
+    is ``u / s - sum(u * g) / s^2`` where the weights were normalised, else ``u``; it is added up per expert to ``dp``
+    and passed through the softmax, ``p * (dp - sum(dp * p))``, the sigmoid, ``dp * p * (1 - p)``, or the square root of
     softplus, ``dp * (1 - exp(-p^2)) / (2 p)``.  In float32.
 
     Parameters
