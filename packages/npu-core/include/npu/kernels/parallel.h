@@ -7,6 +7,7 @@
 #define NPU_KERNELS_PARALLEL_H_
 
 #include <torch/csrc/stable/c/shim.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdint>
 #include <cstdio>
