@@ -38,12 +38,11 @@ struct AdvanceTask {
   Vector accepted;
   int64_t sequences, queries, block_size, blocks;
   int64_t tokens;  // per sequence: 1, with speculation 1 + the number of speculated ones
-
-  bool speculative() const { return spec_token.data != nullptr; }
+  bool speculative;
 
   /// Where element `e` of sequence `row` goes.
   int64_t position(int64_t row, int64_t e) const {
-    if (!speculative()) return seq_lens[row];
+    if (!speculative) return seq_lens[row];
     // Unsigned, because any bits may come: the caller checks the result.
     return static_cast<int64_t>(static_cast<uint64_t>(input_positions[e]) + static_cast<uint64_t>(accepted[row]) + 1);
   }
@@ -72,11 +71,10 @@ npu_status run_advance(void* payload, npu_error* error) {
     for (int64_t e = row * task.tokens; e < (row + 1) * task.tokens; ++e) {
       int64_t position = task.position(row, e);
       if (position >= 0 && position / task.block_size < task.blocks) continue;
-      std::snprintf(
-          error->message, sizeof(error->message),
-          "%s: argument block_tables: position %lld of sequence %lld is outside its %lld blocks of %lld tokens", kOp,
-          static_cast<long long>(position), static_cast<long long>(row), static_cast<long long>(task.blocks),
-          static_cast<long long>(task.block_size));
+      std::snprintf(error->message, sizeof(error->message),
+                    "argument block_tables: position %lld of sequence %lld is outside its %lld blocks of %lld tokens",
+                    static_cast<long long>(position), static_cast<long long>(row), static_cast<long long>(task.blocks),
+                    static_cast<long long>(task.block_size));
       return NPU_ERROR_INDEX;
     }
   }
@@ -84,7 +82,7 @@ npu_status run_advance(void* payload, npu_error* error) {
     for (int64_t i = 0; i < task.tokens; ++i) {
       int64_t e = row * task.tokens + i, position = task.position(row, e);
       if (i > 0) task.input_tokens[e] = task.spec_token.at(row, i - 1);
-      else task.input_tokens[e] = task.speculative() ? task.last_token(row) : task.sampled.at(row, 0);
+      else task.input_tokens[e] = task.speculative ? task.last_token(row) : task.sampled.at(row, 0);
       task.input_positions[e] = position;
       task.seq_lens[e] = position + 1;
       task.slot_mapping[e] = task.slot(row, position);
@@ -155,7 +153,8 @@ void advance_step(const Tensor& input_tokens, const Tensor& sampled_token_ids, c
                    num_queries,
                    block_size,
                    tables[1],
-                   tokens};
+                   tokens,
+                   speculative};
   auto maybe = [](const OptionalTensor& tensor) {
     return tensor.has_value() ? reads_span(*tensor) : npu_access{nullptr, 0, 0, 0};
   };

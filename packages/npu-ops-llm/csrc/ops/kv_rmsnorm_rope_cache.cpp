@@ -2,6 +2,8 @@
 #include "../kernels/kv_rmsnorm_rope_cache.h"
 
 #include <cstdio>
+#include <cstring>
+#include <stdexcept>
 #include <tuple>
 
 #include "npu/kernels/isa.h"
@@ -16,6 +18,7 @@ namespace {
 using namespace npu::kernels;
 
 constexpr const char* kOp = "npu_kv_rmsnorm_rope_cache";
+constexpr const char* kIndexError = "argument index: element ";
 
 const KernelTables<KvRmsnormRopeCacheKernels> kTables = {{
     &kv_rmsnorm_rope_cache_kernels_base,
@@ -40,10 +43,9 @@ npu_status run_cache(void* payload, npu_error* error) {
   // Before anything is written.
   for (int64_t i = 0; i < task.indices; ++i) {
     if (work.index[i] < task.limit) continue;
-    std::snprintf(error->message, sizeof(error->message),
-                  "%s: argument index: element %lld is %lld, expected less than %lld (the %s of k_cache)", kOp,
-                  static_cast<long long>(i), static_cast<long long>(work.index[i]), static_cast<long long>(task.limit),
-                  work.index_mode == CACHE_ROW ? "rows per batch" : "slots");
+    std::snprintf(error->message, sizeof(error->message), "%s%lld is %lld, expected less than %lld (the %s of k_cache)",
+                  kIndexError, static_cast<long long>(i), static_cast<long long>(work.index[i]),
+                  static_cast<long long>(task.limit), work.index_mode == CACHE_ROW ? "rows per batch" : "slots");
     return NPU_ERROR_INDEX;
   }
   auto tokens = [&](int64_t begin, int64_t end) { task.kernels->tokens(&work, begin, end); };
@@ -229,7 +231,6 @@ std::tuple<Tensor, Tensor> write_cache(const Tensor& kv, const Tensor& gamma, co
                   static_cast<float>(epsilon),
                   mode.index,
                   v.has_value(),
-                  v.has_value(),
                   is_output_kv && paged,
                   dtype},
                  slots.numel(),
@@ -259,7 +260,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> kv_rmsnorm_rope_cache(
   StableIValue stack[] = {from(kv),          from(gamma),     from(cos),          from(sin),        from(index),
                           from(k_cache),     from(ckv_cache), from(k_rope_scale), from(c_kv_scale), from(k_rope_offset),
                           from(c_kv_offset), from(v),         from(epsilon),      from(mode),       from(is_output_kv)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("npu::_npu_kv_rmsnorm_rope_cache", "", stack, TORCH_ABI_VERSION));
+  try {
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        torch_call_dispatcher("npu::_npu_kv_rmsnorm_rope_cache", "", stack, TORCH_ABI_VERSION));
+  } catch (const std::runtime_error& error) {
+    // A call through the dispatcher keeps the text of an exception but not its type.
+    if (std::strstr(error.what(), kIndexError) != nullptr) throw std::out_of_range(error.what());
+    throw;
+  }
   return {k_cache, ckv_cache, to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
