@@ -85,7 +85,9 @@ def npu_advance_step_flashattn(
     if (spec_token is None) != (accepted_num is None):
         missing = "spec_token" if spec_token is None else "accepted_num"
         check(False, op, missing, "expected spec_token and accepted_num together or neither, got None")
-    expected = {"block_tables": (block_tables, (num_seqs, block_tables.shape[-1]))}
+    expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+        "block_tables": (block_tables, (num_seqs, block_tables.shape[-1]))
+    }
     if spec_token is not None and accepted_num is not None:
         tokens += spec_token.shape[-1]
         expected["spec_token"] = (spec_token, (num_seqs, spec_token.shape[-1]))
