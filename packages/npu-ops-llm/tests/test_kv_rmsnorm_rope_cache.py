@@ -315,7 +315,7 @@ def test_every_kernel_table(isa: str, dtype: torch.dtype) -> None:
         check_call(inputs(dtype, "cpu", "PA", sizes=(1, 2, dr + 1, dr)), "PA", is_output_kv=True)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, derandomize=True, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.floats(-300, 300, width=32), min_size=32, max_size=32),
     st.floats(0, 3, width=32),

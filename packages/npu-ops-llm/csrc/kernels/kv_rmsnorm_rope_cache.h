@@ -7,13 +7,15 @@
 #include "npu/kernels/dtype.h"
 #include "npu/kernels/strided.h"
 
-/* Element i of row r of block b lies at b * block_stride + r * row_stride + i / chunk * chunk_stride + i % chunk. */
+/* Element i of row r of block b lies at b * block_stride + r * row_stride + i / chunk * chunk_stride + i % chunk with
+ * chunk = 2^chunk_shift: the width of a fractal, or more than any row where rows are not cut. */
 struct CacheLayout {
   void* data;
   const float *scale, *offset; /* one per column; scale: int8 values rint(x * scale + offset); may be NULL */
-  int64_t columns, chunk;      /* chunk: columns, or the width of a fractal */
+  int64_t columns;
   int64_t block_stride, row_stride, chunk_stride;
   npu_dtype dtype;
+  int32_t element_size, chunk_shift;
 };
 
 enum CacheIndex {

@@ -97,22 +97,23 @@ CacheLayout layout_of(const char* name, const Tensor& writable, const CacheMode&
     check_dtype(kOp, offset_name, *offset, {NPU_FLOAT32});
     check_sizes(kOp, offset_name, *offset, Sizes(&columns, 1), "(one per column)");
   }
-  int64_t chunk = columns > 0 ? columns : 1, row_dim = mode.index == CACHE_ROW ? 2 : 1;
+  constexpr int32_t kWholeRow = 62;
   CacheLayout layout{writable.data_ptr(),
                      static_cast<const float*>(pointer_or_null(scale)),
                      static_cast<const float*>(pointer_or_null(offset)),
                      columns,
-                     chunk,
                      writable.strides()[0],
-                     writable.strides()[row_dim],
+                     writable.strides()[mode.index == CACHE_ROW ? 2 : 1],
                      0,
-                     dtype};
+                     dtype,
+                     static_cast<int32_t>(npu_dtype_size(dtype)),
+                     kWholeRow};
   if (mode.fractal) {
-    layout.chunk = scale.has_value() ? 32 : 16;
-    layout.row_stride = layout.chunk;
-    layout.chunk_stride = layout.chunk * writable.size(1);
-    NPU_CHECK_ARG(columns % layout.chunk == 0, kOp, name, "expected a last dim that is a multiple of ", layout.chunk,
-                  " for cache_mode ", mode.name, ", got ", columns);
+    layout.chunk_shift = scale.has_value() ? 5 : 4;
+    layout.row_stride = int64_t{1} << layout.chunk_shift;
+    layout.chunk_stride = layout.row_stride * writable.size(1);
+    NPU_CHECK_ARG(columns % layout.row_stride == 0, kOp, name, "expected a last dim that is a multiple of ",
+                  layout.row_stride, " for cache_mode ", mode.name, ", got ", columns);
   }
   return layout;
 }

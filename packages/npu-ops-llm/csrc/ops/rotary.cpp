@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <tuple>
-#include <vector>
 
 #include "npu/kernels/isa.h"
 #include "npu/kernels/launch.h"
@@ -31,6 +30,49 @@ Sizes leading_of(const Tensor& tensor) { return Sizes(tensor.sizes().data(), ten
 
 int64_t columns_of(const Tensor& tensor) { return tensor.sizes().back(); }
 
+/// Leading dims in the order in which rows are visited.
+struct DimOrder {
+  static constexpr size_t kMost = 64;  // torch has no tensors of more dims
+  size_t count = 0;
+  uint8_t dims[kMost];
+
+  void append(size_t dim) { dims[count++] = static_cast<uint8_t>(dim); }
+};
+
+/// As rows_of, with the leading dims taken in `order`.
+npu_strided rows_in_order(const Tensor& tensor, Sizes leading, const DimOrder& order) {
+  npu_strided view{};
+  view.data = tensor.data_ptr();
+  auto sizes = tensor.sizes(), strides = tensor.strides();
+  for (size_t i = 0; i < order.count; ++i) {
+    size_t d = order.dims[i];
+    if (leading[d] == 1) continue;
+    int64_t stride = sizes[d] == 1 ? 0 : strides[d];
+    if (view.dims > 0 && view.strides[view.dims - 1] == stride * leading[d]) {
+      view.sizes[view.dims - 1] *= leading[d];
+      view.strides[view.dims - 1] = stride;
+      continue;
+    }
+    if (view.dims == NPU_MAX_DIMS) throw std::runtime_error("a tensor of more than 8 dims that cannot be merged");
+    view.sizes[view.dims] = leading[d];
+    view.strides[view.dims++] = stride;
+  }
+  return view;
+}
+
+/// The order in which the rows of `tensor` lie in memory: heads of a transposed view are visited token by token.  With
+/// npu_interleave_rope of 2048 tokens and 32 heads of 64, which a plain order would read 4 KiB apart.
+DimOrder memory_order(const Tensor& tensor) {
+  DimOrder order;
+  auto strides = tensor.strides();
+  for (size_t d = 0; d + 1 < strides.size(); ++d) {
+    size_t i = order.count++;
+    for (; i > 0 && strides[order.dims[i - 1]] < strides[d]; --i) order.dims[i] = order.dims[i - 1];
+    order.dims[i] = static_cast<uint8_t>(d);
+  }
+  return order;
+}
+
 // ---- npu_rotary_mul, npu_interleave_rope ----------------------------------------------------------------------------
 
 struct RowsTask {
@@ -44,18 +86,14 @@ npu_status run_rows(void* payload, npu_error* error) {
   return parallel_for(task.work.rows, grain_for(task.work.columns), rows, error);
 }
 
-/// The work on rows of x, cos and sin, all with contiguous rows, into y.
-RotaryRows rows_work(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& y, int32_t mode) {
+/// The work on rows of x, cos and sin, all with contiguous rows, into y.  `turned` is NULL but for ROTARY_GIVEN.
+RotaryRows rows_work(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& y, int32_t mode,
+                     const Tensor* turned = nullptr) {
   Sizes leading = leading_of(x);
-  return {rows_of(x, leading, 1),
-          rows_of(cos, leading, 1),
-          rows_of(sin, leading, 1),
-          rows_of(y, leading, 1),
-          npu_strided{},
-          count_of(leading),
-          columns_of(cos),
-          dtype_of(x),
-          mode};
+  DimOrder order = memory_order(x);
+  auto view = [&](const Tensor& tensor) { return rows_in_order(tensor, leading, order); };
+  return {view(x),           view(cos),       view(sin),   view(y), turned ? view(*turned) : npu_strided{},
+          count_of(leading), columns_of(cos), dtype_of(x), mode};
 }
 
 int32_t rotary_mul_mode(const char* op, const String& mode) {
@@ -106,15 +144,14 @@ Tensor rotary_mul(const Tensor& self, const Tensor& r1, const Tensor& r2, String
   Tensor x = with_contiguous_rows(self), cos = factor_like(self, r1), sin = factor_like(self, r2);
   Tensor y = allocate(self.sizes(), dtype_of(self), device);
   if (self.numel() == 0) return y;
-  RowsTask task{&kTables.active(), rows_work(x, cos, sin, y, mode)};
   if (rotate.has_value()) {
     Tensor turned = as_contiguous(torch::stable::matmul(self, *rotate));
-    task.work.mode = ROTARY_GIVEN;
-    task.work.turned = rows_of(turned, leading_of(self), 1);
+    RowsTask task{&kTables.active(), rows_work(x, cos, sin, y, ROTARY_GIVEN, &turned)};
     launch(device, "npu::npu_rotary_mul", run_rows, task,
            {reads_span(x), reads_span(cos), reads_span(sin), reads(turned), writes(y)});
     return y;
   }
+  RowsTask task{&kTables.active(), rows_work(x, cos, sin, y, mode)};
   launch(device, "npu::npu_rotary_mul", run_rows, task, {reads_span(x), reads_span(cos), reads_span(sin), writes(y)});
   return y;
 }
@@ -179,26 +216,6 @@ npu_status run_backward(void* payload, npu_error* error) {
   return parallel_for(work.groups, grain_for(work.columns * work.parts * 2), groups, error);
 }
 
-/// As rows_of, with the leading dims taken in `order`.
-npu_strided rows_in_order(const Tensor& tensor, Sizes leading, const std::vector<size_t>& order) {
-  npu_strided view{};
-  view.data = tensor.data_ptr();
-  auto sizes = tensor.sizes(), strides = tensor.strides();
-  for (size_t d : order) {
-    if (leading[d] == 1) continue;
-    int64_t stride = sizes[d] == 1 ? 0 : strides[d];
-    if (view.dims > 0 && view.strides[view.dims - 1] == stride * leading[d]) {
-      view.sizes[view.dims - 1] *= leading[d];
-      view.strides[view.dims - 1] = stride;
-      continue;
-    }
-    if (view.dims == NPU_MAX_DIMS) throw std::runtime_error("a tensor of more than 8 dims that cannot be merged");
-    view.sizes[view.dims] = leading[d];
-    view.strides[view.dims++] = stride;
-  }
-  return view;
-}
-
 /// Partial sums of one group: enough for any team, and short enough for float32.
 int64_t parts_of(int64_t groups, int64_t rows_per_group) {
   constexpr int64_t kParts = 64, kLeastRows = 16, kMostRows = 2048;
@@ -218,16 +235,16 @@ std::tuple<Tensor, Tensor, Tensor> rotary_mul_backward(const Tensor& grad, const
   check_sizes(kOp, "grad", grad, self.sizes(), "(as self)");
 
   Sizes leading = leading_of(self);
-  std::vector<size_t> order;
+  DimOrder order;
   int64_t groups = 1, rows_per_group = 1;
   for (size_t d = 0; d < leading.size(); ++d) {
     if (r1.size(d) != leading[d]) continue;
-    order.push_back(d);
+    order.append(d);
     groups *= leading[d];
   }
   for (size_t d = 0; d < leading.size(); ++d) {
     if (r1.size(d) == leading[d]) continue;
-    order.push_back(d);
+    order.append(d);
     rows_per_group *= leading[d];
   }
 
