@@ -117,7 +117,7 @@ def apply_rotary(rows: int) -> FusedOp:
 
 
 def cache(rows: int) -> FusedOp:
-    """Latent key-values of `rows` tokens into paged caches, with outputs."""
+    """Latent key-values of `rows` tokens into blocks anywhere in paged caches, with outputs."""
     size = 128
     blocks = -(-rows // size)
 
@@ -135,7 +135,8 @@ def cache(rows: int) -> FusedOp:
         angle = torch.randn(2, rows, 1, 1, ROPE).bfloat16()
         caches = torch.zeros(blocks, size, 1, ROPE).bfloat16(), torch.zeros(blocks, size, 1, NORM).bfloat16()
         kv = torch.randn(rows, 1, 1, NORM + ROPE).bfloat16()
-        return kv, torch.randn(NORM).bfloat16(), angle[0], angle[1], torch.randperm(blocks * size)[:rows], *caches
+        slots = (torch.randperm(blocks)[:, None] * size + torch.arange(size)).flatten()[:rows]
+        return kv, torch.randn(NORM).bfloat16(), angle[0], angle[1], slots, *caches
 
     return FusedOp(
         name=f"npu_kv_rmsnorm_rope_cache {rows}x{NORM}+{ROPE} bfloat16",
