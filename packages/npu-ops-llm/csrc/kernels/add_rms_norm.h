@@ -42,8 +42,8 @@ struct AddRmsNormQuant {
 
 /* v = y * smooth, scale = max |v| / largest, q = v * (largest / max |v|). */
 struct DynamicQuantBranch {
-  void* q;      /* quantised; NULL: the branch is not wanted */
-  float* scale; /* one per row */
+  void* q;      /* quantised */
+  float* scale; /* one per row; NULL: the branch is not wanted */
   struct RowParameter smooth;
 };
 
