@@ -76,8 +76,29 @@ NPU_LANES_INLINE Words choose(Mask mask, Words yes, Words no) {
 }
 
 /* As std::max / std::min per lane with the first operand winning when the comparison is false (NaN in either). */
-NPU_LANES_INLINE Floats maximum(Floats a, Floats b) { return choose(a < b, b, a); }
-NPU_LANES_INLINE Floats minimum(Floats a, Floats b) { return choose(b < a, b, a); }
+NPU_LANES_INLINE Floats maximum(Floats a, Floats b) {
+  /* The instructions return their second operand when the comparison is false. */
+#if defined(__AVX512F__)
+  return (Floats)_mm512_max_ps((__m512)b, (__m512)a);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_max_ps((__m256)b, (__m256)a);
+#elif defined(__SSE2__)
+  return (Floats)_mm_max_ps((__m128)b, (__m128)a);
+#else
+  return choose(a < b, b, a);
+#endif
+}
+NPU_LANES_INLINE Floats minimum(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_min_ps((__m512)b, (__m512)a);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_min_ps((__m256)b, (__m256)a);
+#elif defined(__SSE2__)
+  return (Floats)_mm_min_ps((__m128)b, (__m128)a);
+#else
+  return choose(b < a, b, a);
+#endif
+}
 
 /* ---- 16-bit formats ---------------------------------------------------------------------------------------- */
 

@@ -53,6 +53,18 @@ NPU_LANES_INLINE Floats square_root(Floats value) {
 /* 2^n for integers n in [-126, 127]. */
 NPU_LANES_INLINE Floats power_of_two(Ints n) { return bits_as<Floats>((Words)(n + 127) << 23); }
 
+/* value 2^n for integers n in [-252, 254] or NaN; results may be denormal or infinite. */
+NPU_LANES_INLINE Floats times_power_of_two(Floats value, Floats n) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_scalef_ps((__m512)value, (__m512)n);
+#else
+  /* In two steps, because 2^n itself may be out of range. */
+  Floats numbers = choose(n == n, n, Floats{});
+  Ints whole = to_ints(numbers), half = whole >> 1;
+  return value * power_of_two(half) * power_of_two(whole - half);
+#endif
+}
+
 /* e^x.  Results below 2^-149 are 0, denormals are right. */
 NPU_LANES_INLINE Floats exponential(Floats x) {
   x = minimum(maximum(x, broadcast(-104.0f)), broadcast(89.0f)); /* NaN goes through */
@@ -63,10 +75,7 @@ NPU_LANES_INLINE Floats exponential(Floats x) {
   /* (e^r - 1 - r) / r^2 on [-ln 2 / 2, ln 2 / 2] */
   const float fit[] = {0.0013934545f, 0.00836377684f, 0.0416664556f, 0.166665733f, 0.5f};
   Floats power = multiply_add(polynomial(r, fit), r * r, r) + broadcast(1.0f);
-  /* In two steps, because 2^n itself may be out of range. */
-  Floats numbers = choose(n == n, n, Floats{});
-  Ints whole = to_ints(numbers), half = whole >> 1;
-  return power * power_of_two(half) * power_of_two(whole - half);
+  return times_power_of_two(power, n);
 }
 
 /* Natural logarithm; of 0 -infinity, of negative values NaN. */
@@ -94,6 +103,41 @@ NPU_LANES_INLINE Floats logarithm(Floats x) {
 
 /* 1 / (1 + e^-x) */
 NPU_LANES_INLINE Floats sigmoid(Floats x) { return broadcast(1.0f) / (broadcast(1.0f) + exponential(negate(x))); }
+
+/* e^x - 1 for x in [-80, 80], accurate near 0 as well. */
+NPU_LANES_INLINE Floats exponential_minus_one(Floats x) {
+  Floats n = round_even(x * broadcast(1.44269504f));
+  Floats r = multiply_add(n, broadcast(-0.693145752f), x);
+  r = multiply_add(n, broadcast(-1.42860677e-6f), r);
+  /* As in exponential(). */
+  const float fit[] = {0.0013934545f, 0.00836377684f, 0.0416664556f, 0.166665733f, 0.5f};
+  Floats less_one = multiply_add(polynomial(r, fit), r * r, r);
+#if defined(__AVX512F__)
+  Floats power = (Floats)_mm512_scalef_ps((__m512)broadcast(1.0f), (__m512)n);
+#else
+  Floats power = power_of_two(to_ints(choose(n == n, n, Floats{})));
+#endif
+  return multiply_add(less_one, power, power - broadcast(1.0f));
+}
+
+/* tanh x, within 3 units in the last place. */
+NPU_LANES_INLINE Floats hyperbolic_tangent(Floats x) {
+  /* Beyond 10 it is 1.  With the magnitude e^2x - 1 has no cancellation. */
+  Floats grown = exponential_minus_one(broadcast(2.0f) * minimum(absolute(x), broadcast(10.0f)));
+  Words sign = bits_as<Words>(x) & 0x80000000u;
+  return bits_as<Floats>(bits_as<Words>(grown / (grown + broadcast(2.0f))) | sign);
+}
+
+/* erf x, within 4 units in the last place: 1 - e^(log(1 - erf x)), where the exponent is x times a polynomial. */
+NPU_LANES_INLINE Floats error_function(Floats x) {
+  Floats magnitude = minimum(absolute(x), broadcast(4.0f)); /* beyond it is 1 */
+  /* log(1 - erf x) / x on [0, 4], weighted by what its error does to erf */
+  const float fit[] = {-4.07760053e-5f, 3.81513179e-4f, -1.25323934e-3f, -2.03580188e-4f,
+                       0.0193201415f,   -0.102813840f,  -0.636616588f,   -1.12837923f};
+  Floats shrunk = exponential_minus_one(polynomial(magnitude, fit) * magnitude);
+  Words sign = bits_as<Words>(x) & 0x80000000u;
+  return bits_as<Floats>((bits_as<Words>(shrunk) & 0x7fffffffu) | sign);
+}
 
 }  // namespace
 }  // namespace kernels
