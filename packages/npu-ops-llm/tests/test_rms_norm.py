@@ -1,4 +1,4 @@
-"""npu_rms_norm and its gradient against the formula in float64."""
+"""npu_rms_norm, its gradient and npu_gemma_rms_norm against the formula in float64."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch import Tensor
 
 RMS_NORM = torch.ops.npu.npu_rms_norm
 BACKWARD = torch.ops.npu.npu_rms_norm_backward
+GEMMA = torch.ops.npu.npu_gemma_rms_norm
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Half a unit in the last place of the result, plus float32 sums for all.
@@ -170,6 +171,46 @@ def test_long_rows_keep_float32_accuracy(device: str) -> None:
     x = torch.rand(1, 3_000_017) + 1
     _, rstd = RMS_NORM(x.to(device), torch.ones(3_000_017, device=device))
     torch.testing.assert_close(rstd.cpu().double(), reference(x, torch.ones(3_000_017))[1], rtol=3e-7, atol=0)
+
+
+# ---- npu_gemma_rms_norm -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["same", "mixed"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "gamma_dim"), SHAPES)
+def test_gemma(shape: tuple[int, ...], gamma_dim: int, dtype: torch.dtype, mixed: bool, device: str) -> None:
+    x, gamma = inputs(shape, gamma_dim, dtype, mixed, device)
+    y, rstd = GEMMA(x, gamma, 1e-5)
+    expected_y, expected_rstd = reference(x.cpu(), 1 + gamma.cpu().double(), 1e-5)
+    assert y.dtype == dtype and y.shape == x.shape and y.device == x.device and y.is_contiguous()
+    assert rstd.dtype == torch.float32 and rstd.shape == expected_rstd.shape
+    # gamma near -1 cancels in 1 + gamma: there the error is one of gamma's own size.
+    torch.testing.assert_close(y.cpu().double(), expected_y, rtol=RTOL[dtype], atol=ATOL[dtype] * 4)
+    assert torch.equal(rstd.cpu(), RMS_NORM(x, gamma, 1e-5)[1].cpu())
+
+
+def test_gemma_specification_example(device: str) -> None:
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0], device=device)
+    y, _ = GEMMA(x, torch.tensor([1.0, 0.5, 2.0, 1.0], device=device))
+    torch.testing.assert_close(y.cpu(), torch.tensor([0.730297, 1.095445, 3.286335, 2.921187]), rtol=0, atol=1e-6)
+
+
+def test_gemma_is_the_norm_with_gamma_plus_one(isa: str) -> None:
+    for dtype in DTYPES:
+        x, gamma = inputs((7, 77), 1, dtype, True, "cpu")
+        assert torch.equal(GEMMA(x.t().contiguous().t(), gamma)[0], RMS_NORM(x, gamma + 1)[0])
+
+
+def test_gemma_errors(device: str) -> None:
+    x = torch.ones(2, 3, device=device)
+    for gamma, message in [
+        (torch.ones(4, device=device), r"npu_gemma_rms_norm: argument gamma: .* self has shape \[2, 3\]"),
+        (torch.ones(1, 2, 3, device=device), "npu_gemma_rms_norm: argument gamma: The gamma shape should not be big"),
+        (torch.ones(3, device=device).half(), "npu_gemma_rms_norm: argument gamma: expected dtype float32"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            GEMMA(x, gamma)
 
 
 # ---- autograd ---------------------------------------------------------------------------------------------------

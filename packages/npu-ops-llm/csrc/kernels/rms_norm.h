@@ -1,4 +1,4 @@
-/* The work of npu_rms_norm as flat arguments, and the table of its kernels. */
+/* The work of npu_rms_norm and npu_gemma_rms_norm as flat arguments, and the table of its kernels. */
 #ifndef NPU_OPS_LLM_KERNELS_RMS_NORM_H_
 #define NPU_OPS_LLM_KERNELS_RMS_NORM_H_
 
@@ -14,6 +14,7 @@ struct RmsNormForward {
   float* rstd;       /* one per row */
   int64_t rows, columns;
   float epsilon;
+  float gamma_offset; /* y = self * rstd * (gamma_offset + gamma): 0, or 1 for npu_gemma_rms_norm */
   npu_dtype dtype, gamma_dtype;
 };
 

@@ -1,4 +1,5 @@
-// npu_rms_norm and npu_rms_norm_backward: schemas, checks and tasks.  Fake and autograd: src/npu_ops_llm/rms_norm.py.
+// npu_rms_norm, its backward and npu_gemma_rms_norm: schemas, checks and tasks.  Fake and autograd:
+// src/npu_ops_llm/rms_norm.py.
 #include <algorithm>
 #include <tuple>
 #include <vector>
@@ -64,8 +65,9 @@ npu_status run_forward(void* payload, npu_error* error) {
   return parallel_for(task.work.rows, grain_for(task.work.columns), rows, error);
 }
 
-std::tuple<Tensor, Tensor> rms_norm(const Tensor& self, const Tensor& gamma, double epsilon) {
-  Shape shape = check_self_and_gamma("npu_rms_norm", self, gamma);
+std::tuple<Tensor, Tensor> forward(const char* op, const char* task_name, const Tensor& self, const Tensor& gamma,
+                                   double epsilon, float gamma_offset) {
+  Shape shape = check_self_and_gamma(op, self, gamma);
   Device device = device_of(self);
   npu_dtype dtype = dtype_of(self);
   Tensor x = as_contiguous(self), scale = as_contiguous(gamma);
@@ -74,10 +76,18 @@ std::tuple<Tensor, Tensor> rms_norm(const Tensor& self, const Tensor& gamma, dou
   if (shape.rows > 0) {
     ForwardTask task{&kTables.active(),
                      {x.data_ptr(), scale.data_ptr(), y.data_ptr(), static_cast<float*>(rstd.data_ptr()), shape.rows,
-                      shape.columns, static_cast<float>(epsilon), dtype, dtype_of(gamma)}};
-    launch(device, "npu::npu_rms_norm", run_forward, task, {reads(x), reads(scale), writes(y), writes(rstd)});
+                      shape.columns, static_cast<float>(epsilon), gamma_offset, dtype, dtype_of(gamma)}};
+    launch(device, task_name, run_forward, task, {reads(x), reads(scale), writes(y), writes(rstd)});
   }
   return {y, rstd};
+}
+
+std::tuple<Tensor, Tensor> rms_norm(const Tensor& self, const Tensor& gamma, double epsilon) {
+  return forward("npu_rms_norm", "npu::npu_rms_norm", self, gamma, epsilon, 0);
+}
+
+std::tuple<Tensor, Tensor> gemma_rms_norm(const Tensor& self, const Tensor& gamma, double epsilon) {
+  return forward("npu_gemma_rms_norm", "npu::npu_gemma_rms_norm", self, gamma, epsilon, 1);
 }
 
 struct BackwardTask {
@@ -140,16 +150,19 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dy, const Tensor& sel
 
 STABLE_TORCH_LIBRARY_FRAGMENT(npu, m) {
   m.def("npu_rms_norm(Tensor self, Tensor gamma, float epsilon=1e-06) -> (Tensor, Tensor)");
+  m.def("npu_gemma_rms_norm(Tensor self, Tensor gamma, float epsilon=1e-06) -> (Tensor, Tensor)");
   m.def("npu_rms_norm_backward(Tensor dy, Tensor self, Tensor gamma, Tensor rstd) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(npu, PrivateUse1, m) {
   m.impl("npu_rms_norm", TORCH_BOX(&rms_norm));
+  m.impl("npu_gemma_rms_norm", TORCH_BOX(&gemma_rms_norm));
   m.impl("npu_rms_norm_backward", TORCH_BOX(&rms_norm_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(npu, CPU, m) {
   m.impl("npu_rms_norm", TORCH_BOX(&rms_norm));
+  m.impl("npu_gemma_rms_norm", TORCH_BOX(&gemma_rms_norm));
   m.impl("npu_rms_norm_backward", TORCH_BOX(&rms_norm_backward));
 }
 

@@ -101,6 +101,43 @@ def npu_rms_norm_backward(dy: Tensor, self: Tensor, gamma: Tensor, rstd: Tensor)
     return self.new_empty(self.shape), gamma.new_empty(gamma.shape, dtype=torch.float32)
 
 
+@fake
+def npu_gemma_rms_norm(self: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Root-mean-square norm over the last dims, scaled by ``1 + gamma``.
+
+    ``rstd = 1 / sqrt(mean(self^2) + epsilon)`` over the dims of `gamma`, ``y = self * rstd * (1 + gamma)``, in float32
+    with one rounding to the dtype of `self`.  Not differentiable.
+
+    Parameters
+    ----------
+    self : Tensor
+        Any shape; float16, bfloat16 or float32.
+    gamma : Tensor
+        Shape of the last ``gamma.dim()`` dims of `self`; dtype of `self` or float32.
+    epsilon : float
+        Added to the mean of squares.
+
+    Returns
+    -------
+    y : Tensor
+        Shape and dtype of `self`.
+    rstd : Tensor
+        float32, shape of `self` with 1 for each dim of `gamma`.
+
+    Raises
+    ------
+    RuntimeError
+        If a dtype or shape does not fit, or the tensors are on different devices.
+
+    Examples
+    --------
+    >>> torch.ops.npu.npu_gemma_rms_norm(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 0.5, 2.0, 1.0]))
+    (tensor([0.7303, 1.0954, 3.2863, 2.9212]), tensor([0.3651]))
+    """
+    shape = rstd_shape("npu_gemma_rms_norm", self, gamma)
+    return self.new_empty(self.shape), self.new_empty(shape, dtype=torch.float32)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
     x, gamma, _ = inputs
     _, rstd = output

@@ -12,6 +12,7 @@ def samples() -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         x = torch.randn(4, 3, 16).to(dtype).requires_grad_()
         gamma = torch.randn(16).to(dtype).requires_grad_()
         yield "npu_rms_norm", (x, gamma), {"epsilon": 1e-5}
+        yield "npu_gemma_rms_norm", (x.detach(), gamma.detach()), {"epsilon": 1e-5}
         rstd = torch.rand(4, 3, 1)
         yield "npu_rms_norm_backward", (torch.randn(4, 3, 16).to(dtype), x.detach(), gamma.detach(), rstd), {}
     yield "npu_rms_norm", (torch.randn(2, 3, 4), torch.randn(3, 4)), {}

@@ -60,6 +60,16 @@ NPU_LANES_INLINE Ints to_ints(Floats value) {
 #endif
 }
 
+/* round_saturate() as integers of which only the low 16 bits count. */
+NPU_LANES_INLINE Ints round_saturate_to_ints(Floats value, float low, float high) {
+#if defined(__AVX2__)
+  /* The conversion rounds half to even itself, and makes 2^31 of NaN. */
+  return to_ints(minimum(maximum(value, broadcast(low)), broadcast(high)));
+#else
+  return to_ints(round_saturate(value, low, high));
+#endif
+}
+
 /* The low 8 bits of each integer. */
 NPU_LANES_INLINE Bytes narrow_bytes(Words word) {
 #if defined(__AVX512F__)
@@ -100,11 +110,11 @@ NPU_LANES_INLINE Floats load(const int8_t* from) {
 NPU_LANES_INLINE Floats load(const int32_t* from) { return to_floats(load_bits<Ints>(from)); }
 
 NPU_LANES_INLINE void store(int8_t* to, Floats value) {
-  Bytes bytes = narrow_bytes((Words)to_ints(round_saturate(value, -128, 127)));
+  Bytes bytes = narrow_bytes((Words)round_saturate_to_ints(value, -128, 127));
   memcpy(to, &bytes, sizeof(bytes));
 }
 NPU_LANES_INLINE void store(uint8_t* to, Floats value) {
-  Bytes bytes = narrow_bytes((Words)to_ints(round_saturate(value, 0, 255)));
+  Bytes bytes = narrow_bytes((Words)round_saturate_to_ints(value, 0, 255));
   memcpy(to, &bytes, sizeof(bytes));
 }
 NPU_LANES_INLINE void store(int32_t* to, Floats value) {
@@ -120,7 +130,7 @@ NPU_LANES_INLINE void store(int32_t* to, Floats value) {
  * nibble.  Eight values make one little-endian int32 of the packed format. */
 NPU_LANES_INLINE void store_int4(uint8_t* to, Floats value, int64_t count = kLanes) {
   uint8_t nibble[kLanes];
-  Bytes bytes = narrow_bytes((Words)to_ints(round_saturate(value, -8, 7)) & 15u);
+  Bytes bytes = narrow_bytes((Words)round_saturate_to_ints(value, -8, 7) & 15u);
   memcpy(nibble, &bytes, sizeof(bytes));
   for (int64_t i = 0; i < count / 2; ++i) to[i] = (uint8_t)(nibble[2 * i] | nibble[2 * i + 1] << 4);
 }
