@@ -64,7 +64,12 @@ struct GeluTanh {
   static NPU_LANES_INLINE Floats value(Floats x) {
     return broadcast(0.5f) * x * (broadcast(1.0f) + hyperbolic_tangent(bent(x)));
   }
+  /* Beyond, the gradient is 0 or 1, but x^3 would overflow. */
+  static NPU_LANES_INLINE Floats within_bounds(Floats x) {
+    return minimum(maximum(x, broadcast(-16.0f)), broadcast(16.0f));
+  }
   static NPU_LANES_INLINE Floats gradient(Floats x) {
+    x = within_bounds(x);
     /* With s = (1 + tanh(z)) / 2 = sigmoid(2 z) it is s + 2 x z' s (1 - s).  From e^-|2z|, because 1 - tanh(z)^2
      * cancels and x z' is large there. */
     Floats z = bent(x);
@@ -76,6 +81,7 @@ struct GeluTanh {
     return x * multiply_add(x * x, broadcast(-2.30220819f * 0.044715f), broadcast(-2.30220819f));
   }
   static NPU_LANES_INLINE Floats short_gradient(Floats x) {
+    x = within_bounds(x);
     Floats s = short_sigmoid(exponent(x));
     return s * (broadcast(1.0f) + x * bent_slope(x) * (broadcast(1.0f) - s));
   }
