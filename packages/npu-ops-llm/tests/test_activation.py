@@ -313,6 +313,73 @@ def test_silu_in_place_is_functionalised(device: str) -> None:
     assert torch.equal(compiled(x).cpu(), model(x).cpu())
 
 
+def test_silu_in_place_is_differentiated(device: str) -> None:
+    base = torch.randn(4, 9, device=device)
+    views: list[Callable[[Tensor], Tensor]] = [lambda t: t, lambda t: t[1:3, ::2], lambda t: t.t()[3]]
+    for view in views:
+        results = []
+        for in_place in (OPS.npu_silu_, lambda t: torch.nn.functional.silu(t, inplace=True)):
+            x = base.clone().requires_grad_()
+            y = x * 2
+            in_place(view(y))
+            (gradient,) = torch.autograd.grad(y.square().sum(), x)
+            results.append((y.detach().cpu(), gradient.cpu()))
+        torch.testing.assert_close(results[0], results[1])
+
+
+def test_silu_in_place_of_a_leaf_is_refused(device: str) -> None:
+    x = torch.randn(4, device=device, requires_grad=True)
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad is being used in an in-place operation"):
+        OPS.npu_silu_(x)
+    before = x.detach().clone()
+    with torch.no_grad():
+        OPS.npu_silu_(x)
+    assert torch.equal(x.detach().cpu(), OPS.npu_silu(before).cpu())
+
+
+def test_silu_in_place_of_a_saved_tensor_is_noticed(device: str) -> None:
+    weight, x = torch.randn(4, device=device, requires_grad=True), torch.randn(4, device=device)
+    y = weight * x
+    OPS.npu_silu_(x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_silu_in_place_in_compiled_training(device: str) -> None:
+    def model(x: Tensor) -> Tensor:
+        y = x * 2
+        OPS.npu_silu_(y[:, 1:])
+        return y.square().sum()
+
+    x = torch.randn(4, 8, device=device, requires_grad=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    (expected,), (actual,) = torch.autograd.grad(model(x), x), torch.autograd.grad(compiled(x), x)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_16_bit_value(dtype: torch.dtype, isa: str) -> None:
+    """The nearest value but for ties, and for results too small to matter."""
+    x = torch.arange(65536).to(torch.uint16).view(dtype)
+    x = x[x.isfinite() & (x.abs() < 1e4)]
+    for op, reference in FORWARD.values():
+        assert_near(op(x), reference(x.double()).nan_to_num(), dtype)
+    for name, (op, reference) in BACKWARD.items():
+        if name != "npu_silu_backward":
+            found = op(torch.ones_like(x), x)
+            inner = x.abs() < 100  # exp of more overflows in the derivative of the reference
+            assert_near(found[inner], derivative(reference, x[inner]), dtype)
+            assert ((found[~inner] == 0) | (found[~inner] == 1)).all()
+
+
+@every_dtype
+def test_derivative_of_tanh_gelu_does_not_overflow(dtype: torch.dtype, isa: str) -> None:
+    large = torch.tensor([60000.0, -60000.0] * 8 if dtype == torch.float16 else [1e30, -1e30] * 8, dtype=dtype)
+    found = OPS.npu_gelu_backward(torch.ones_like(large), large, approximate="tanh")
+    assert found.tolist() == [1, 0] * 8
+
+
 # ---- gelu with promotion and broadcasting ---------------------------------------------------------------------------
 
 

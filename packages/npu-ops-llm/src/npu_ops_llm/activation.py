@@ -318,6 +318,8 @@ def _npu_silu_(self: Tensor) -> None:
 def npu_silu_(self: Tensor) -> Tensor:
     """:func:`npu_silu` in place.
 
+    Differentiable in `self`; a leaf that requires grad is refused as by any in-place operator of torch.
+
     Parameters
     ----------
     self : Tensor
@@ -338,6 +340,21 @@ def npu_silu_(self: Tensor) -> Tensor:
 
 
 torch.ops.npu.npu_silu_.__doc__ = npu_silu_.__doc__
+
+
+def _autograd_of_silu_in_place(self: Tensor) -> None:
+    if torch.is_grad_enabled() and self.requires_grad:
+        # copy_ knows leaves, views and versions.  Of a clone, because backward needs the input.
+        self.copy_(torch.ops.npu.npu_silu(self.clone()))
+        return
+    with torch._C._AutoDispatchBelowAutograd():
+        torch.ops.npu._npu_silu_.default(self)
+    if not self.is_inference():
+        torch.autograd.graph.increment_version(self)  # others may have saved it for their backward
+
+
+_LIBRARY = torch.library.Library("npu", "FRAGMENT")
+_LIBRARY.impl("_npu_silu_", _autograd_of_silu_in_place, "Autograd")
 
 
 @fake
