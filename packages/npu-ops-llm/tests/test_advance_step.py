@@ -211,7 +211,7 @@ def test_errors_name_the_argument(device: str) -> None:
     for name in WRITTEN:
         change(rf"{name}: expected shape \[5\] \(num_seqs,\), got \[4\]", **{name: zeros(4)})
         change(f"{name}: expected dtype int64, got int32", **{name: zeros(5, dtype=torch.int32)})
-        change(f"{name}: it is written, but its dim 0 is expanded", **{name: zeros(1).expand(5)})
+        change(f"{name}: more than one element refers to a single memory location", **{name: zeros(1).expand(5)})
     change(r"sampled_token_ids: expected shape \[3, 1\]", sampled_token_ids=zeros(3))
     change(r"sampled_token_ids: expected shape \[3, 1\]", sampled_token_ids=zeros(3, 2))
     change(r"block_tables: expected shape \(num_seqs, blocks\), got \[5\]", block_tables=zeros(5))

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "npu/kernels/strided_access.h"
+#include "npu/kernels/aliasing.h"
 
 namespace npu::ops_llm {
 namespace {

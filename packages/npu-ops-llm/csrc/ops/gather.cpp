@@ -6,8 +6,8 @@
 #include <cstdio>
 #include <vector>
 
+#include "npu/kernels/aliasing.h"
 #include "npu/kernels/box.h"
-#include "npu/kernels/extent.h"
 #include "npu/kernels/indexed_writes.h"
 #include "npu/kernels/isa.h"
 #include "npu/kernels/launch.h"
@@ -51,7 +51,9 @@ npu_status run_forward(void* payload, npu_error* error) {
     // Rows are anywhere in memory: ask for the first lines of those that come soon.
     constexpr int64_t kLines = 4;
     const int64_t ahead = std::clamp<int64_t>(4096 / bytes, 4, 32);
-    const int64_t lines = std::min<int64_t>(task.row.dims == 0 ? bytes / 64 + 1 : 0, kLines);
+    const bool aligned = (reinterpret_cast<uintptr_t>(task.input) | task.row_stride) % 64 == 0;
+    const int64_t touched = aligned ? (bytes + 63) / 64 : (bytes + 62) / 64 + 1;  // no line of the row after
+    const int64_t lines = std::min<int64_t>(task.row.dims == 0 ? touched : 0, kLines);
     const int64_t last_item = (end - 1) / units;
     for (int64_t i = begin / units; begin < end; ++i) {
       int64_t first = begin - i * units, last = std::min(units, end - i * units);
@@ -112,8 +114,7 @@ Tensor gather(const Tensor& input, const Tensor& index) {
   task.count = indices.numel();
   task.rows = sizes[0];
   task.row_stride = strides[0] * size;
-  launch(device, "npu::npu_gather_sparse_index", run_forward, task,
-         {extent_of(input, false), reads(indices), writes(out)});
+  launch(device, "npu::npu_gather_sparse_index", run_forward, task, {reads_span(input), reads(indices), writes(out)});
   return out;
 }
 

@@ -6,10 +6,11 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "npu/kernels/aliasing.h"
 #include "npu/kernels/isa.h"
 #include "npu/kernels/launch.h"
 #include "npu/kernels/parallel.h"
-#include "npu/kernels/strided_access.h"
+#include "npu/kernels/strided_tensor.h"
 #include "npu/kernels/strings.h"
 
 namespace npu::ops_llm {

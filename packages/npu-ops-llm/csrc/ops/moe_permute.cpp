@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor> permute(const Tensor& tokens, const Tensor& indices, 
     const int64_t row_bytes = tokens.size(1) * npu_dtype_size(dtype);
     PermuteTask task{&kRowsTables.active(),
                      {packed.data_ptr(), static_cast<const int32_t*>(sorted_indices.data_ptr()), out.data_ptr(),
-                      row_bytes, count > 0 ? slots / count : 0, rows, rows * row_bytes >= kStreamBytes},
+                      row_bytes, count > 0 ? slots / count : 0, rows, rows * row_bytes >= NPU_STREAM_BYTES},
                      keys.data_ptr(),
                      static_cast<int32_t*>(sorted_indices.data_ptr()),
                      static_cast<int32_t*>(scratch.data_ptr()),

@@ -10,6 +10,7 @@
 #include "npu/kernels/launch.h"
 #include "npu/kernels/parallel.h"
 #include "npu/kernels/stable_tensor.h"
+#include "npu/kernels/streaming.h"
 
 namespace npu::ops_llm {
 namespace {
@@ -102,9 +103,7 @@ npu_status run_blocks(const ReRoutingTask& task, npu_error* error) {
     if (task.scales == nullptr) {
       std::memset(task.out_scales + begin * task.scale_bytes, 0, static_cast<size_t>((end - begin) * task.scale_bytes));
     }
-#if defined(__x86_64__)
-    if (task.streamed) __builtin_ia32_sfence();
-#endif
+    if (task.streamed) npu_stream_fence();
   };
   return parallel_for(task.rows, grain_for(task.row_bytes / 4 + 8), rows, error);
 }
@@ -167,7 +166,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> re_routing(const Tensor& tokens, cons
   task.experts = experts;
   task.cumulative = expert_token_num_type == 0;
   task.scatter = idx_type == 1;
-  task.streamed = bytes_of(out) > int64_t{16} << 20;
+  task.streamed = bytes_of(out) >= NPU_STREAM_BYTES;
   task.number_dtype = dtype_of(numbers);
   launch(device, "npu::npu_moe_re_routing", run_re_routing, task,
          {reads(in), reads(counts), reads(scales), writes(out), writes(out_scales), writes(index),

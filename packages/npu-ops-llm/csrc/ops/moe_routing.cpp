@@ -13,6 +13,7 @@
 #include "npu/kernels/launch.h"
 #include "npu/kernels/parallel.h"
 #include "npu/kernels/stable_tensor.h"
+#include "npu/kernels/streaming.h"
 
 namespace npu::ops_llm {
 namespace {
@@ -29,16 +30,6 @@ const KernelTables<MoeRoutingKernels> kTables = {{
 }};
 
 constexpr npu_dtype kFloat8E8m0 = 44;
-
-/// Larger results are written past the caches.
-constexpr int64_t kStreamedBytes = int64_t{16} << 20;
-
-/// Rows written past the caches are visible to other threads after this.
-inline void fence_streamed_rows() {
-#if defined(__x86_64__)
-  __builtin_ia32_sfence();
-#endif
-}
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -91,7 +82,7 @@ npu_status run_init_routing(void* payload, npu_error* error) {
                   static_cast<long long>(task.slots - 1), task.row_idx[bad.load()], static_cast<long long>(bad.load()));
     return NPU_ERROR_INDEX;
   }
-  const bool streamed = task.limit * task.row_bytes > kStreamedBytes;
+  const bool streamed = task.limit * task.row_bytes >= NPU_STREAM_BYTES;
   auto rows = [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin; slot < end; ++slot) {
       const int64_t position = task.positions[slot], source = task.row_idx[slot] % task.tokens;
@@ -99,7 +90,7 @@ npu_status run_init_routing(void* payload, npu_error* error) {
       task.kernels->copy(task.expanded_x + position * task.row_bytes, task.x + source * task.row_bytes, task.row_bytes,
                          streamed);
     }
-    if (streamed) fence_streamed_rows();
+    if (streamed) npu_stream_fence();
   };
   return parallel_for(task.slots, grain_for(work_of(task.row_bytes)), rows, error);
 }
@@ -254,7 +245,7 @@ npu_status run_init_routing_v2(void* payload, npu_error* error) {
   if (rows.format != NPU_ROUTE_COPY) {
     auto tokens = [&](int64_t begin, int64_t end) {
       task.kernels->quantise(&rows, begin, end);
-      if (rows.streamed) fence_streamed_rows();
+      if (rows.streamed) npu_stream_fence();
     };
     return parallel_for(task.tokens, grain_for(rows.columns + rows.k * row_work), tokens, error);
   }
@@ -268,7 +259,7 @@ npu_status run_init_routing_v2(void* payload, npu_error* error) {
       std::memcpy(scales + target * rows.scale_bytes, task.scale + token * rows.scale_bytes,
                   static_cast<size_t>(rows.scale_bytes));
     }
-    if (rows.streamed) fence_streamed_rows();
+    if (rows.streamed) npu_stream_fence();
   };
   return parallel_for(task.slots, grain_for(row_work), slots, error);
 }
@@ -492,7 +483,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> init_routing_v2(
   task.rows.first_expert = arguments.first;
   task.rows.least = format.least;
   task.rows.format = format.format;
-  task.rows.streamed = bytes_of(expanded_x) > kStreamedBytes;
+  task.rows.streamed = bytes_of(expanded_x) >= NPU_STREAM_BYTES;
   task.rows.dtype = dtype_of(x);
   task.rows.out = format.dtype;
   task.scale = quant_mode == -1 && tokens > 0 ? static_cast<const char*>(pointer_or_null(scales)) : nullptr;

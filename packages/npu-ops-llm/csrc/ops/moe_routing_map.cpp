@@ -94,7 +94,7 @@ std::tuple<Tensor, Tensor, Tensor> permute(const Tensor& tokens, const Tensor& r
     const int64_t row_bytes = tokens.size(1) * npu_dtype_size(dtype);
     PermuteTask task{
         &kRowsTables.active(),
-        {packed.data_ptr(), sorted, out.data_ptr(), row_bytes, each, rows, rows * row_bytes >= kStreamBytes},
+        {packed.data_ptr(), sorted, out.data_ptr(), row_bytes, each, rows, rows * row_bytes >= NPU_STREAM_BYTES},
         {static_cast<const uint8_t*>(map.data_ptr()), count, experts, each},
         pointer_or_null(packed_probs),
         probs.has_value() ? permuted_probs.data_ptr() : nullptr,

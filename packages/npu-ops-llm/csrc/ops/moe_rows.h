@@ -11,6 +11,7 @@
 #include "npu/kernels/launch.h"
 #include "npu/kernels/parallel.h"
 #include "npu/kernels/stable_tensor.h"
+#include "npu/kernels/streaming.h"
 
 #include "npu/kernels/counting_sort.h"  // after the headers of torch, whose status codes it uses
 
@@ -27,9 +28,6 @@ const KernelTables<MoeRowsKernels> kRowsTables = {{
     &moe_rows_kernels_avx512_bf16,
 #endif
 }};
-
-/// From this size on an output is written past the caches: half of a large third-level cache.
-constexpr int64_t kStreamBytes = 16 << 20;
 
 inline void check_float_rows(const char* op, const char* argument, const Tensor& tensor) {
   check_dtype(op, argument, tensor, {NPU_FLOAT16, NPU_BFLOAT16, NPU_FLOAT32});
@@ -61,7 +59,8 @@ inline npu_dtype dtype_or(const OptionalTensor& tensor, npu_dtype fallback) {
 
 /// Whether results of whole vectors may go past the caches to `out`, rows of `row_bytes` bytes.
 inline bool streams_rows(const Tensor& out, int64_t row_bytes) {
-  return bytes_of(out) >= kStreamBytes && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(out.data_ptr()) % 64 == 0;
+  return bytes_of(out) >= NPU_STREAM_BYTES && row_bytes % 64 == 0 &&
+         reinterpret_cast<uintptr_t>(out.data_ptr()) % 64 == 0;
 }
 
 // ---- inside tasks -----------------------------------------------------------------------------------------------

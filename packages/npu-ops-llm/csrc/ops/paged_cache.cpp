@@ -1,10 +1,11 @@
 // npu_scatter_pa_kv_cache, its functional form and _npu_reshape_and_cache: schemas, checks and task.  Fake kernels:
 // src/npu_ops_llm/paged_cache.py.
+#include <algorithm>
 #include <cstdio>
 #include <tuple>
 
+#include "npu/kernels/aliasing.h"
 #include "npu/kernels/box.h"
-#include "npu/kernels/extent.h"
 #include "npu/kernels/indexed_writes.h"
 #include "npu/kernels/launch.h"
 #include "npu/kernels/stable_tensor.h"
@@ -34,15 +35,54 @@ struct CacheTask {
   Side sides[2];  ///< keys, values
   Indices slots;
   int64_t tokens, blocks, block_size;
+
+  int64_t slot(int64_t t) const {
+    int64_t index = slots[t];
+    return index < 0 ? int64_t{kSkipped} : index < blocks * block_size ? index : int64_t{kOutOfRange};
+  }
 };
+
+/// The NZ layout: a token is a short run in each of many places, where the runs of the next slot follow.  Tokens of
+/// neighbouring slots are written together, place by place, so that whole cache lines are written, and by one thread.
+/// Slots fall into groups, each written by the thread of its share in the order of the tokens.
+npu_status write_blocked(const CacheTask& task, const Side& side, npu_error* error) {
+  constexpr int64_t kGroup = 16, kStaged = 1024;
+  const Box& token = side.token;
+  const int64_t run = token.run, groups = (task.block_size + kGroup - 1) / kGroup;
+  const int64_t total = task.tokens * token.bytes();
+  const bool streams = total >= NPU_STREAM_BYTES && kGroup * run <= kStaged;
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0, count = 1; t < task.tokens; t += count) {
+      count = 1;
+      int64_t index = task.slot(t);
+      if (index < 0) continue;
+      int64_t block = index / task.block_size, row = index % task.block_size;
+      int64_t most = std::min({kGroup - row % kGroup, task.block_size - row, task.tokens - t});
+      while (count < most && task.slot(t + count) == index + count) ++count;
+      int64_t share = share_of(block * groups + row / kGroup);
+      if (share < begin || share >= end) continue;
+      auto write = [&](char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t parts) {
+        for (int64_t p = 0; p < parts; ++p, to += to_stride, from += from_stride) {
+          if (streams && count * run >= NPU_STREAM_ROW) {
+            alignas(64) char staged[kStaged];
+            copy_runs(staged, run, from, side.from_stride, count, run);
+            npu_stream_copy(to, staged, count * run);
+          } else {
+            copy_runs(to, run, from, side.from_stride, count, run);
+          }
+        }
+      };
+      walk_box(token, token.dims - 1, side.cache + block * side.block_stride + row * side.row_stride,
+               side.from + t * side.from_stride, 0, token.units(), write);
+    }
+    npu_stream_fence();
+  };
+  return parallel_for(kShares, grain_of_shares(total), body, error);
+}
 
 npu_status run_cache(void* payload, npu_error* error) {
   const auto& task = *static_cast<const CacheTask*>(payload);
-  int64_t slots = task.blocks * task.block_size;
-  auto slot = [&](int64_t t) {
-    int64_t index = task.slots[t];
-    return index < 0 ? int64_t{kSkipped} : index < slots ? index : int64_t{kOutOfRange};
-  };
+  auto slot = [&](int64_t t) { return task.slot(t); };
   Survey found;
   npu_status status = survey_writers(task.tokens, slot, found, error);
   if (status != NPU_OK) return status;
@@ -50,8 +90,8 @@ npu_status run_cache(void* payload, npu_error* error) {
     std::snprintf(error->message, sizeof(error->message),
                   "slot %lld of token %lld is out of range: expected slot < %lld, %lld blocks of %lld tokens, or a "
                   "negative slot for a token to skip",
-                  (long long)task.slots[found.first_bad], (long long)found.first_bad, (long long)slots,
-                  (long long)task.blocks, (long long)task.block_size);
+                  (long long)task.slots[found.first_bad], (long long)found.first_bad,
+                  (long long)(task.blocks * task.block_size), (long long)task.blocks, (long long)task.block_size);
     return NPU_ERROR_INDEX;
   }
   for (const Side& side : task.sides) {
@@ -60,6 +100,12 @@ npu_status run_cache(void* payload, npu_error* error) {
     if (status != NPU_OK) return status;
   }
   for (const Side& side : task.sides) {
+    if (side.token.bytes() == 0) continue;
+    if (side.token.dims > 0 && side.row_stride == side.token.run) {
+      status = write_blocked(task, side, error);
+      if (status != NPU_OK) return status;
+      continue;
+    }
     auto locate = [&](int64_t t) {
       int64_t index = slot(t);
       if (index < 0) return index;
@@ -104,7 +150,7 @@ void check_side(const Call& call, const char* name, const char* cache_name, cons
                   " elements of a token on dims 1 and 3, because ", name, " has shape ", shape_text(tokens.sizes()),
                   ", got ", shape_text(cache.sizes()));
   }
-  if (call.in_place) check_own_memory(call.op, cache_name, cache);
+  if (call.in_place) check_writable(call.op, cache_name, cache);
 }
 
 /// Fills in `side`; returns what the cache is written to.  `tokens` becomes a copy where it must.
@@ -184,8 +230,8 @@ std::tuple<Tensor, Tensor> write_caches(const Call& call, const Tensor& key, con
   task.slots = {index.data_ptr(), dtype_of(index) == NPU_INT64};
   if (task.tokens > 0 || task.sides[0].cloned_bytes + task.sides[1].cloned_bytes > 0) {
     launch(device, call.task, run_cache, task,
-           {extent_of(keys, false), extent_of(values, false), reads(index), extent_of(key_cache, false),
-            extent_of(value_cache, false), extent_of(keys_out, true), extent_of(values_out, true)});
+           {reads_span(keys), reads_span(values), reads(index), reads_span(key_cache), reads_span(value_cache),
+            writes_span(keys_out), writes_span(values_out)});
   }
   return {keys_out, values_out};
 }

@@ -5,10 +5,11 @@
 #include <algorithm>
 #include <tuple>
 
+#include "npu/kernels/aliasing.h"
 #include "npu/kernels/isa.h"
 #include "npu/kernels/launch.h"
 #include "npu/kernels/parallel.h"
-#include "npu/kernels/strided_access.h"
+#include "npu/kernels/strided_tensor.h"
 #include "npu/kernels/strings.h"
 
 namespace npu::ops_llm {

@@ -4,9 +4,9 @@
 
 #include <cstdio>
 
+#include "npu/kernels/aliasing.h"
 #include "npu/kernels/box.h"
 #include "npu/kernels/dtype_argument.h"
-#include "npu/kernels/extent.h"
 #include "npu/kernels/indexed_writes.h"
 #include "npu/kernels/isa.h"
 #include "npu/kernels/launch.h"
@@ -212,7 +212,7 @@ Tensor update(Name name, const Tensor& self, const Tensor& indices, const Tensor
   UpdateTask task = check_update(name.op, self, indices, updates, axis);
   NPU_CHECK_ARG(dtype_of(updates) == dtype_of(self), name.op, "updates", "expected dtype ",
                 npu_dtype_name(dtype_of(self)), " (as self), got ", npu_dtype_name(dtype_of(updates)));
-  if (in_place) check_own_memory(name.op, "self", self);
+  if (in_place) check_writable(name.op, "self", self);
   Tensor index = as_contiguous(indices), source = updates;
   Tensor target = target_of(self, in_place, task);
   if (in_place) index = apart_from(index, target), source = apart_from(source, target);
@@ -220,7 +220,7 @@ Tensor update(Name name, const Tensor& self, const Tensor& indices, const Tensor
   if (task.writers == 0 && task.cloned_bytes == 0) return target;
   lay_out(task, target, source, index, false);
   launch(device_of(self), name.task, run_update, task,
-         {extent_of(self, false), reads(index), extent_of(source, false), extent_of(target, true)});
+         {reads_span(self), reads(index), reads_span(source), writes_span(target)});
   return target;
 }
 
@@ -261,7 +261,7 @@ Tensor quant_update(Name name, const Tensor& self, const Tensor& indices, const 
     NPU_CHECK_ARG(quant.zero_points->numel() == columns, op, "quant_zero_points", "expected ", columns,
                   " elements, the last size of updates, got shape ", shape_text(quant.zero_points->sizes()));
   }
-  if (in_place) check_own_memory(op, "self", self);
+  if (in_place) check_writable(op, "self", self);
   Tensor index = as_contiguous(indices), scales = as_contiguous(quant.scales);
   OptionalTensor zero_points = as_contiguous(quant.zero_points);
   bool rows_lie = columns <= 1 || updates.stride(dims - 1) == 1;
@@ -285,8 +285,7 @@ Tensor quant_update(Name name, const Tensor& self, const Tensor& indices, const 
                dtype_of(scales),
                zero_points.has_value() ? dtype_of(*zero_points) : NPU_INT32};
   launch(device, name.task, run_update, task,
-         {extent_of(self, false), reads(index), extent_of(source, false), reads(scales), reads(zero_points),
-          extent_of(target, true)});
+         {reads_span(self), reads(index), reads_span(source), reads(scales), reads(zero_points), writes_span(target)});
   return target;
 }
 

@@ -3,8 +3,8 @@
 #include <optional>
 #include <vector>
 
+#include "npu/kernels/aliasing.h"
 #include "npu/kernels/box.h"
-#include "npu/kernels/extent.h"
 #include "npu/kernels/indexed_writes.h"
 #include "npu/kernels/launch.h"
 #include "npu/kernels/stable_tensor.h"
@@ -102,7 +102,7 @@ Tensor scatter(const char* op, const char* task_name, const Tensor& self, const 
   expected.insert(expected.end(), sizes.begin() + depth, sizes.end());
   check_sizes(op, "updates", updates, Sizes(expected.data(), expected.size()),
               "(indices without its last dim, then the dims of self that are not indexed)");
-  if (in_place) check_own_memory(op, "self", self);
+  if (in_place) check_writable(op, "self", self);
 
   ScatterTask task{};
   Tensor index = as_contiguous(indices), source = updates, target = self;
@@ -142,7 +142,7 @@ Tensor scatter(const char* op, const char* task_name, const Tensor& self, const 
   task.indices = {index.data_ptr(), dtype_of(index) == NPU_INT64};
   task.depth = depth;
   launch(device, task_name, run_scatter, task,
-         {extent_of(self, false), reads(index), extent_of(source, false), extent_of(target, true)});
+         {reads_span(self), reads(index), reads_span(source), writes_span(target)});
   return target;
 }
 

@@ -3,12 +3,9 @@
 Schemas and kernels: ``csrc/ops/kv_rmsnorm_rope_cache.cpp``, ``csrc/kernels/kv_rmsnorm_rope_cache.inc``.
 """
 
-import inspect
-
-import torch
 from torch import Tensor
 
-from npu_ops_llm.registration import check, fake
+from npu_ops_llm.registration import check, documented, fake
 
 _OP = "npu_kv_rmsnorm_rope_cache"
 #: Cache modes by their number in the internal operator.
@@ -106,6 +103,7 @@ def _npu_kv_rmsnorm_rope_cache(
     return kv.new_empty((batches, 1, length, k_columns)), kv.new_empty((batches, 1, length, ckv_columns))
 
 
+@documented
 def npu_kv_rmsnorm_rope_cache(
     kv: Tensor,
     gamma: Tensor,
@@ -197,7 +195,3 @@ def npu_kv_rmsnorm_rope_cache(
             [-1.1000, -1.0000,  1.8000,  4.5000]])
     """
     raise NotImplementedError  # documentation only: the operator is a composite in C++
-
-
-torch.ops.npu.npu_kv_rmsnorm_rope_cache.__doc__ = npu_kv_rmsnorm_rope_cache.__doc__
-torch.ops.npu.npu_kv_rmsnorm_rope_cache.__signature__ = inspect.signature(npu_kv_rmsnorm_rope_cache)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_ops_llm.registration import check, fake, once_differentiable
+from npu_ops_llm.registration import check, differentiable_with_keywords, fake, once_differentiable
 
 
 @fake
@@ -320,42 +320,18 @@ def npu_moe_gating_top_k_backward(
     return grad_y.new_empty(x_norm.shape)
 
 
-_after_autograd = torch._C._after_autograd_keyset
-_fragment = torch.library.Library("npu", "FRAGMENT")  # lives as long as its registrations
+def _save_gating(ctx: Any, inputs: dict[str, Any], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, expert_idx, probabilities = output
+    ctx.mark_non_differentiable(expert_idx, probabilities)
+    ctx.save_for_backward(expert_idx, probabilities)
+    ctx.keywords = {name: inputs[name] for name in ("renorm", "norm_type", "routed_scaling_factor", "eps")}
 
 
-class _Gating(torch.autograd.Function):
-    """The gradient, by hand: ``register_autograd`` takes no operator with keyword-only tensors."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, k: int, keys: torch.DispatchKeySet, keywords: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            y, expert_idx, probabilities = torch.ops.npu.npu_moe_gating_top_k.default.redispatch(
-                keys & _after_autograd, x, k, **keywords
-            )
-        ctx.mark_non_differentiable(expert_idx, probabilities)
-        ctx.save_for_backward(expert_idx, probabilities)
-        defaults = {"renorm": 0, "norm_type": 0, "routed_scaling_factor": 1.0, "eps": 1e-20}
-        ctx.keywords = {name: keywords.get(name, default) for name, default in defaults.items()}
-        return y, expert_idx, probabilities
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        expert_idx, probabilities = ctx.saved_tensors
-        backward = torch.ops.npu.npu_moe_gating_top_k_backward
-        return backward(probabilities, gradients[0], expert_idx, **ctx.keywords), None, None, None
+def _gating_gradient(ctx: Any, *gradients: Tensor) -> tuple[Tensor]:
+    expert_idx, probabilities = ctx.saved_tensors
+    backward = torch.ops.npu.npu_moe_gating_top_k_backward
+    return (backward(probabilities, gradients[0], expert_idx, **ctx.keywords),)
 
 
-def _gating(keys: torch.DispatchKeySet, x: Tensor, k: int, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _Gating.apply(x, k, keys, keywords)
-    result: tuple[Tensor, Tensor, Tensor] = torch.ops.npu.npu_moe_gating_top_k.default.redispatch(
-        keys & _after_autograd, x, k, **keywords
-    )
-    return result
-
-
-_fragment.impl("npu_moe_gating_top_k", _gating, "Autograd", with_keyset=True)
+differentiable_with_keywords("npu_moe_gating_top_k", ("x",), _save_gating, _gating_gradient)
 once_differentiable("npu_moe_gating_top_k", "npu_moe_gating_top_k_backward")

@@ -1,12 +1,12 @@
 """Permuting tokens by a map of tokens and experts.  Schemas and tasks: ``csrc/ops/moe_routing_map.cpp``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from npu_ops_llm.registration import check, fake, once_differentiable
+from npu_ops_llm.registration import check, differentiable_with_keywords, fake, once_differentiable
 
 
 def _check_shape(op: str, argument: str, tensor: Tensor, expected: Sequence[Any], meaning: str) -> None:
@@ -394,122 +394,53 @@ def npu_moe_token_unpermute_with_routing_map_grad(
     return grad_permuted, grad.new_empty(probs.shape)
 
 
-# ---- autograd, by hand: register_autograd takes no operators with keyword-only tensors ---------------------------
-
-_after_autograd = torch._C._after_autograd_keyset
-_fragment = torch.library.Library("npu", "FRAGMENT")  # lives as long as its registrations
-
-
-class _Permute(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        keys: torch.DispatchKeySet,
-        tokens: Tensor,
-        routing_map: Tensor,
-        probs: Tensor | None,
-        keywords: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        operator = torch.ops.npu.npu_moe_token_permute_with_routing_map.default
-        with torch._C._AutoDispatchBelowAutograd():
-            permuted, permuted_probs, sorted_indices = operator.redispatch(
-                keys & _after_autograd, tokens, routing_map, probs=probs, **keywords
-            )
-        ctx.mark_non_differentiable(sorted_indices)
-        ctx.save_for_backward(sorted_indices, routing_map)
-        ctx.drop_and_pad = keywords.get("drop_and_pad", False)
-        return permuted, permuted_probs, sorted_indices
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        sorted_indices, routing_map = ctx.saved_tensors
-        tokens, experts = routing_map.shape
-        grad_tokens, grad_probs = torch.ops.npu.npu_moe_token_permute_with_routing_map_grad(
-            gradients[0], gradients[1], sorted_indices, routing_map, experts, tokens, ctx.drop_and_pad
-        )
-        needs_tokens, needs_probs = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
-        return None, grad_tokens if needs_tokens else None, None, grad_probs if needs_probs else None, None
+def _save_permute(ctx: Any, inputs: dict[str, Any], output: tuple[Tensor, Tensor | None, Tensor]) -> None:
+    sorted_indices = output[2]
+    ctx.mark_non_differentiable(sorted_indices)
+    ctx.save_for_backward(sorted_indices, inputs["routing_map"])
+    ctx.drop_and_pad = inputs["drop_and_pad"]
 
 
-def _permute(
-    keys: torch.DispatchKeySet, tokens: Tensor, routing_map: Tensor, *, probs: Tensor | None = None, **keywords: Any
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    if torch.is_grad_enabled() and (tokens.requires_grad or (probs is not None and probs.requires_grad)):
-        return _Permute.apply(keys, tokens, routing_map, probs, keywords)
-    operator = torch.ops.npu.npu_moe_token_permute_with_routing_map.default
-    result: tuple[Tensor, Tensor | None, Tensor] = operator.redispatch(
-        keys & _after_autograd, tokens, routing_map, probs=probs, **keywords
+def _permute_gradient(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    sorted_indices, routing_map = ctx.saved_tensors
+    tokens, experts = routing_map.shape
+    grad_tokens, grad_probs = torch.ops.npu.npu_moe_token_permute_with_routing_map_grad(
+        gradients[0], gradients[1], sorted_indices, routing_map, experts, tokens, ctx.drop_and_pad
     )
-    return result
+    return grad_tokens, grad_probs
 
 
-class _Unpermute(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        operator: Any,
-        keys: torch.DispatchKeySet,
-        permuted: Tensor,
-        sorted_indices: Tensor,
-        probs: Tensor | None,
-        restore_shape: Sequence[int],
-        keywords: dict[str, Any],
-    ) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            result = operator.redispatch(
-                keys & _after_autograd, permuted, sorted_indices, restore_shape, probs=probs, **keywords
-            )
-        routing_map = keywords.get("routing_map")
-        kept = None if probs is None else permuted
-        if isinstance(result, tuple):
-            ctx.mark_non_differentiable(*result[1:])
-        ctx.save_for_backward(sorted_indices, kept, probs, routing_map)
-        ctx.restore_shape, ctx.drop_and_pad = restore_shape, keywords.get("drop_and_pad", False)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        sorted_indices, permuted, probs, routing_map = ctx.saved_tensors
-        if ctx.drop_and_pad:
-            token, row = sorted_indices.sort(stable=True)
-        else:
-            token = row = sorted_indices
-        grad_permuted, grad_probs = torch.ops.npu.npu_moe_token_unpermute_with_routing_map_grad(
-            gradients[0],
-            row.to(torch.int32),
-            token.to(torch.int32),
-            routing_map,
-            permuted,
-            probs,
-            ctx.drop_and_pad,
-            ctx.restore_shape,
-        )
-        needs_tokens, needs_probs = ctx.needs_input_grad[2], ctx.needs_input_grad[4]
-        grad_probs = grad_probs.to(probs.dtype) if needs_probs else None
-        return None, None, grad_permuted if needs_tokens else None, None, grad_probs, None, None
+def _save_unpermute(ctx: Any, inputs: dict[str, Any], output: Any) -> None:
+    permuted, probs = inputs["permuted_tokens"], inputs["probs"]
+    if isinstance(output, tuple):
+        ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(inputs["sorted_indices"], None if probs is None else permuted, probs, inputs["routing_map"])
+    ctx.restore_shape, ctx.drop_and_pad = inputs["restore_shape"], inputs["drop_and_pad"]
 
 
-def _unpermute(operator: Any) -> Callable[..., Any]:
-    def run(
-        keys: torch.DispatchKeySet,
-        permuted: Tensor,
-        sorted_indices: Tensor,
-        restore_shape: Sequence[int],
-        *,
-        probs: Tensor | None = None,
-        **keywords: Any,
-    ) -> Any:
-        if torch.is_grad_enabled() and (permuted.requires_grad or (probs is not None and probs.requires_grad)):
-            return _Unpermute.apply(operator, keys, permuted, sorted_indices, probs, restore_shape, keywords)
-        return operator.redispatch(
-            keys & _after_autograd, permuted, sorted_indices, restore_shape, probs=probs, **keywords
-        )
+def _unpermute_gradient(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
+    sorted_indices, permuted, probs, routing_map = ctx.saved_tensors
+    if ctx.drop_and_pad:
+        token, row = sorted_indices.sort(stable=True)
+    else:
+        token = row = sorted_indices
+    grad_permuted, grad_probs = torch.ops.npu.npu_moe_token_unpermute_with_routing_map_grad(
+        gradients[0],
+        row.to(torch.int32),
+        token.to(torch.int32),
+        routing_map,
+        permuted,
+        probs,
+        ctx.drop_and_pad,
+        ctx.restore_shape,
+    )
+    return grad_permuted, grad_probs.to(probs.dtype) if "probs" in ctx.needed else None
 
-    return run
 
-
-_fragment.impl("npu_moe_token_permute_with_routing_map", _permute, "Autograd", with_keyset=True)
+differentiable_with_keywords(
+    "npu_moe_token_permute_with_routing_map", ("tokens", "probs"), _save_permute, _permute_gradient
+)
 for _name in ("npu_moe_token_unpermute_with_routing_map", "_npu_moe_token_unpermute_with_routing_map"):
-    _fragment.impl(_name, _unpermute(getattr(torch.ops.npu, _name).default), "Autograd", with_keyset=True)
+    differentiable_with_keywords(_name, ("permuted_tokens", "probs"), _save_unpermute, _unpermute_gradient)
 once_differentiable("npu_moe_token_permute_with_routing_map", "npu_moe_token_permute_with_routing_map_grad")
 once_differentiable("npu_moe_token_unpermute_with_routing_map", "npu_moe_token_unpermute_with_routing_map_grad")

@@ -1,7 +1,7 @@
 """What a family of operators adds in Python to its schemas and kernels in C++: shapes, documentation, gradients."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -15,12 +15,18 @@ def fake(function: Function, *, namespace: str = "npu") -> Function:
     It gets what the operator gets and returns empty tensors (``x.new_empty(...)``) of the shapes and dtypes that the
     operator returns, symbolic sizes included.  ``help(torch_npu.npu_rms_norm)`` shows its docstring.
     """
-    name = function.__name__
-    torch.library.register_fake(f"{namespace}::{name}", function)
-    if function.__doc__:
-        packet = getattr(getattr(torch.ops, namespace), name)
-        packet.__doc__ = function.__doc__
-        packet.__signature__ = inspect.signature(function)
+    torch.library.register_fake(f"{namespace}::{function.__name__}", function)
+    return documented(function, namespace=namespace) if function.__doc__ else function
+
+
+def documented(function: Function, *, namespace: str = "npu") -> Function:
+    """Make the decorated function the documentation of the operator of its name.
+
+    For composite operators, which need no fake kernel: the function is never called.
+    """
+    packet = getattr(getattr(torch.ops, namespace), function.__name__)
+    packet.__doc__ = function.__doc__
+    packet.__signature__ = inspect.signature(function)
     return function
 
 
@@ -44,6 +50,54 @@ def differentiable(name: str, setup_context: Callable[..., None], backward: Call
     Do not unpack ``ctx.needs_input_grad`` in `backward`: the dispatcher drops arguments that equal their defaults.
     """
     torch.library.register_autograd(f"npu::{name}", backward, setup_context=setup_context)
+
+
+_fragment = torch.library.Library("npu", "FRAGMENT")  # lives as long as its registrations
+
+
+def differentiable_with_keywords(
+    name: str,
+    tensors: tuple[str, ...],
+    setup_context: Callable[[Any, dict[str, Any], Any], None],
+    backward: Callable[..., Sequence[torch.Tensor | None]],
+) -> None:
+    """Register the gradient of ``npu::name`` where tensors are keyword-only, which ``register_autograd`` does not take.
+
+    ``setup_context(ctx, inputs, output)`` gets the arguments by name, defaults included.  ``backward(ctx, *gradients)``
+    returns the gradients of the arguments named in `tensors`; ``ctx.needed`` has those that are asked for.
+    """
+    operator = getattr(torch.ops.npu, name).default
+    schema = operator._schema.arguments
+    order = [argument.name for argument in schema]
+    defaults = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    after_autograd = torch._C._after_autograd_keyset
+
+    class Gradient(torch.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: Any, keys: Any, positional: tuple[Any, ...], keywords: dict[str, Any], *tracked: torch.Tensor | None
+        ) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = operator.redispatch(keys & after_autograd, *positional, **keywords)
+            given = dict(zip(order, positional, strict=False))
+            setup_context(ctx, {**defaults, **given, **keywords, **dict(zip(tensors, tracked, strict=True))}, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+            ctx.needed = {one for one, needed in zip(tensors, ctx.needs_input_grad[3:], strict=True) if needed}
+            results = zip(tensors, backward(ctx, *gradients), strict=True)
+            return None, None, None, *(gradient if one in ctx.needed else None for one, gradient in results)
+
+    def run(keys: Any, *positional: Any, **keywords: Any) -> Any:
+        if torch.is_grad_enabled():
+            given = {**dict(zip(order, positional, strict=False)), **keywords}
+            tracked = [given.get(one) for one in tensors]
+            if any(tensor is not None and tensor.requires_grad for tensor in tracked):
+                return Gradient.apply(keys, positional, keywords, *tracked)
+        return operator.redispatch(keys & after_autograd, *positional, **keywords)
+
+    _fragment.impl(name, run, "Autograd", with_keyset=True)
 
 
 def once_differentiable(name: str, backward_name: str) -> None:

@@ -1,12 +1,11 @@
 """Rotary position embeddings.  Schemas and kernels: ``csrc/ops/rotary.cpp``, ``csrc/kernels/rotary.inc``."""
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from npu_ops_llm.registration import check, differentiable, fake, once_differentiable
+from npu_ops_llm.registration import check, differentiable, documented, fake, once_differentiable
 
 
 def _check_factors(op: str, name: str, x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str) -> None:
@@ -247,6 +246,7 @@ def _npu_apply_rotary_pos_emb_(
     check(sin.shape == cos.shape, op, "sin", f"expected shape {list(cos.shape)} (as cos), got {list(sin.shape)}")
 
 
+@documented
 def npu_apply_rotary_pos_emb(
     query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, layout: str = "BSND", rotary_mode: str = "half"
 ) -> tuple[Tensor, Tensor]:
@@ -295,7 +295,3 @@ def npu_apply_rotary_pos_emb(
     tensor([-1.9000, -1.6000,  2.3000,  3.8000])
     """
     raise NotImplementedError  # documentation only: the operator is a composite in C++
-
-
-torch.ops.npu.npu_apply_rotary_pos_emb.__doc__ = npu_apply_rotary_pos_emb.__doc__
-torch.ops.npu.npu_apply_rotary_pos_emb.__signature__ = inspect.signature(npu_apply_rotary_pos_emb)

@@ -1,21 +1,10 @@
 """Writes of slices by index.  Schemas and kernels: ``csrc/ops/scatter.cpp``, ``csrc/ops/scatter_nd.cpp``."""
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from npu_ops_llm.registration import check, fake
-
-
-def documented(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the decorated function the documentation of the operator of its name, which has a kernel for fakes."""
-    packet = getattr(torch.ops.npu, function.__name__)
-    packet.__doc__ = function.__doc__
-    packet.__signature__ = inspect.signature(function)
-    return function
+from npu_ops_llm.registration import check, documented, fake
 
 
 def _check_size(op: str, self: Tensor, updates: Tensor, d: int, is_axis: bool) -> None:

@@ -14,7 +14,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "npu/kernels/stream_copy.h"
+#include "npu/kernels/streaming.h"
 #include "npu/kernels/strided.h"
 
 namespace npu::kernels {
@@ -23,7 +23,7 @@ namespace npu::kernels {
 struct Box {
   int64_t run;  ///< contiguous on both sides
   int32_t dims;
-  int32_t streams;  ///< whether runs bypass the caches (stream_copy.h)
+  int32_t streams;  ///< whether runs bypass the caches (streaming.h)
   int64_t sizes[NPU_MAX_DIMS], to[NPU_MAX_DIMS], from[NPU_MAX_DIMS];
 
   /// What a box can be cut into: its outermost dim, or the bytes of its one run.

@@ -19,7 +19,7 @@
 
 #include "npu/kernels/parallel.h"
 #include "npu/kernels/stable_tensor.h"
-#include "npu/kernels/stream_copy.h"
+#include "npu/kernels/streaming.h"
 
 namespace npu::kernels {
 
@@ -73,11 +73,23 @@ npu_status survey_writers(int64_t writers, const Locate& locate, Survey& found, 
   return status;
 }
 
+/// Places that may be written twice belong to one of kShares shares, and each share is worked on by one thread, in
+/// order. A hash, because neighbouring places are often written together.
+constexpr int64_t kShares = 64;
+
+inline int64_t share_of(int64_t place) {
+  return static_cast<int64_t>((static_cast<uint64_t>(place) * 0x9e3779b97f4a7c15u) >> 58);
+}
+
+/// Shares worth a thread when all of them write `total` bytes.
+inline int64_t grain_of_shares(int64_t total) {
+  return total > kBytesPerThread ? std::max<int64_t>(kShares * kBytesPerThread / total, 1) : kShares;
+}
+
 /// Calls write(i, place, begin, end) until every writer has written its `units`, of `bytes` bytes together.
 ///
-/// `distinct`: no two writers share memory.  Otherwise every place, cut into pieces, belongs to one of kShares shares
-/// and each share is worked on by one thread, which goes over all writers in order.  A place is hashed to its share,
-/// because neighbouring places are often written together.  Places that do not lie in range any more (another stream
+/// `distinct`: no two writers share memory.  Otherwise every place, cut into pieces, belongs to a share, whose thread
+/// goes over all writers in order.  Places that do not lie in range any more (another stream
 /// has overwritten the indices since) are left out.
 ///
 /// `base` is where places count from: the first lines of places to come are fetched ahead.  NULL when the writes bypass
@@ -109,11 +121,8 @@ npu_status write_in_order(int64_t writers, bool distinct, int64_t units, int64_t
     // A cut within a run should not fall into a cache line.
     return parallel_for(writers * units, std::max<int64_t>(grain, 1), body, error);
   }
-  constexpr int64_t kShares = 64, kPiece = 1 << 14;
+  constexpr int64_t kPiece = 1 << 14;
   int64_t pieces = std::clamp<int64_t>(bytes / kPiece, 1, units);
-  auto share_of = [](int64_t place) {
-    return static_cast<int64_t>((static_cast<uint64_t>(place) * 0x9e3779b97f4a7c15u) >> 58);
-  };
   auto body = [&](int64_t begin, int64_t end) {
     bool all = begin == 0 && end == kShares;
     for (int64_t i = 0; i < writers; ++i) {
@@ -134,9 +143,7 @@ npu_status write_in_order(int64_t writers, bool distinct, int64_t units, int64_t
     }
     npu_stream_fence();
   };
-  int64_t total = writers * bytes;
-  int64_t grain = total > kBytesPerThread ? std::max<int64_t>(kShares * kBytesPerThread / total, 1) : kShares;
-  return parallel_for(kShares, grain, body, error);
+  return parallel_for(kShares, grain_of_shares(writers * bytes), body, error);
 }
 
 /// call_operator() for operators over index tensors: a bad index stays an IndexError, of which the dispatcher keeps

@@ -1,71 +1,68 @@
-/* npu/kernels/streaming.h: stores that go past the caches, for kernel files.
+/* npu/kernels/streaming.h: stores that go past the caches, for ops and kernel files.
  *
  * An ordinary store first reads the line it writes.  For outputs larger than the caches that is a third of all traffic
- * of a read and a write; an output that fits is better left in the cache for its reader.
+ * of a read and a write; an output that fits is better left in the cache for its reader.  4096 rows of 2 KiB into
+ * random places of 16 MiB: 0.86 ms instead of 2.3 ms on one Zen 4 core.  Call npu_stream_fence() before another thread
+ * may look at the result.  streaming_lanes.h has the same for vectors.
  */
 #ifndef NPU_KERNELS_STREAMING_H_
 #define NPU_KERNELS_STREAMING_H_
 
-#include "npu/kernels/rows.h"
+#include <stdint.h>
+#include <string.h>
 
-namespace npu {
-namespace kernels {
-namespace {
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
-/* Outputs from this many bytes on are streamed. */
-const int64_t kStreamedBytes = 32 << 20;
+/* Bytes that a task must write, and bytes of a row, for streaming to pay. */
+enum { NPU_STREAM_BYTES = 4 << 20, NPU_STREAM_ROW = 128 };
 
-/* `to` is aligned to its vector. */
-NPU_LANES_INLINE void store_streaming(float* to, Floats value) {
+/* One line; `to` is aligned to it. */
+static inline void npu_stream_line(char* to, const char* from) {
 #if defined(__AVX512F__)
-  _mm512_stream_ps(to, (__m512)value);
+  _mm512_stream_si512((__m512i*)to, _mm512_loadu_si512(from));
 #elif defined(__AVX2__)
-  _mm256_stream_ps(to, (__m256)value);
+  __m256i low = _mm256_loadu_si256((const __m256i*)from), high = _mm256_loadu_si256((const __m256i*)(from + 32));
+  _mm256_stream_si256((__m256i*)to, low);
+  _mm256_stream_si256((__m256i*)(to + 32), high);
 #elif defined(__SSE2__)
-  _mm_stream_ps(to, (__m128)value);
+  __m128i a = _mm_loadu_si128((const __m128i*)from), b = _mm_loadu_si128((const __m128i*)(from + 16));
+  __m128i c = _mm_loadu_si128((const __m128i*)(from + 32)), d = _mm_loadu_si128((const __m128i*)(from + 48));
+  _mm_stream_si128((__m128i*)to, a);
+  _mm_stream_si128((__m128i*)(to + 16), b);
+  _mm_stream_si128((__m128i*)(to + 32), c);
+  _mm_stream_si128((__m128i*)(to + 48), d);
 #else
-  store(to, value);
+  memcpy(to, from, 64);
 #endif
 }
 
-NPU_LANES_INLINE void stream_halves(void* to, Halves half) {
-#if defined(__AVX512F__)
-  _mm256_stream_si256((__m256i*)to, bits_as<__m256i>(half));
-#elif defined(__AVX2__)
-  _mm_stream_si128((__m128i*)to, bits_as<__m128i>(half));
-#elif defined(__SSE2__)
-  _mm_stream_si64((long long*)to, bits_as<long long>(half));
-#else
-  memcpy(to, &half, sizeof(half));
-#endif
+/* Whole lines are streamed, the ends are not. */
+static inline void npu_stream_copy(void* to, const void* from, int64_t bytes) {
+  char* t = (char*)to;
+  const char* f = (const char*)from;
+  int64_t i = (int64_t)(-(uintptr_t)t & 63);
+  if (i > bytes) i = bytes;
+  memcpy(t, f, (size_t)i);
+  for (; i + 64 <= bytes; i += 64) npu_stream_line(t + i, f + i);
+  memcpy(t + i, f + i, (size_t)(bytes - i));
 }
 
-NPU_LANES_INLINE void store_streaming(Bfloat16* to, Floats value) { stream_halves(to, narrow_bfloat16(value)); }
-NPU_LANES_INLINE void store_streaming(Float16* to, Floats value) { stream_halves(to, narrow_float16(value)); }
-
-/* Stores value(i, count) for one row.  Call finish_streaming() after the last row. */
-template <class T, class Value>
-NPU_LANES_INLINE void stream_row(T* to, int64_t columns, Value value) {
-  int64_t head = (int64_t)((64 - ((uintptr_t)to & 63)) & 63) / (int64_t)sizeof(T), i = 0;
-  if (head > columns) head = columns;
-  while (i < head) {
-    int64_t count = head - i < kLanes ? head - i : (int64_t)kLanes;
-    store_some(to + i, value(i, count), count);
-    i += count;
-  }
-  for (; i + kLanes <= columns; i += kLanes) store_streaming(to + i, value(i, (int64_t)kLanes));
-  if (i < columns) store_some(to + i, value(i, columns - i), columns - i);
+static inline void npu_stream_zero(void* to, int64_t bytes) {
+  static const char zeros[64] = {0};
+  char* t = (char*)to;
+  int64_t i = (int64_t)(-(uintptr_t)t & 63);
+  if (i > bytes) i = bytes;
+  memset(t, 0, (size_t)i);
+  for (; i + 64 <= bytes; i += 64) npu_stream_line(t + i, zeros);
+  memset(t + i, 0, (size_t)(bytes - i));
 }
 
-/* Makes streamed stores visible to other threads before whatever is stored next. */
-NPU_LANES_INLINE void finish_streaming() {
+static inline void npu_stream_fence(void) {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif
 }
-
-}  // namespace
-}  // namespace kernels
-}  // namespace npu
 
 #endif /* NPU_KERNELS_STREAMING_H_ */

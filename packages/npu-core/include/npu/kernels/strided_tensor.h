@@ -43,6 +43,11 @@ inline bool rows_are_contiguous(const Tensor& tensor, int64_t row_dims) {
   return true;
 }
 
+/// The tensor itself when its rows (the last dim) are contiguous, else a contiguous copy.
+inline Tensor with_contiguous_rows(const Tensor& tensor) {
+  return rows_are_contiguous(tensor, 1) ? tensor : as_contiguous(tensor);
+}
+
 }  // namespace npu::kernels
 
 #endif  // NPU_KERNELS_STRIDED_TENSOR_H_

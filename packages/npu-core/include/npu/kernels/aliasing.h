@@ -1,6 +1,6 @@
-/* npu/kernels/extent.h: the memory that a tensor of any strides spans. */
-#ifndef NPU_KERNELS_EXTENT_H_
-#define NPU_KERNELS_EXTENT_H_
+/* npu/kernels/aliasing.h: the memory that tensors of any strides span, and whether they share some. */
+#ifndef NPU_KERNELS_ALIASING_H_
+#define NPU_KERNELS_ALIASING_H_
 
 #include "npu/kernels/launch.h"
 #include "npu/kernels/stable_tensor.h"
@@ -8,7 +8,7 @@
 namespace npu::kernels {
 
 /// From the first to the last byte of the tensor, gaps included.
-inline npu_access extent_of(const Tensor& tensor, bool is_write) {
+inline npu_access span_of(const Tensor& tensor, bool is_write) {
   auto sizes = tensor.sizes(), strides = tensor.strides();
   int64_t last = 0;
   for (size_t d = 0; d < sizes.size(); ++d) {
@@ -19,9 +19,13 @@ inline npu_access extent_of(const Tensor& tensor, bool is_write) {
           0};
 }
 
+/// As reads() and writes() of launch.h, for tensors that need not be contiguous.
+inline npu_access reads_span(const Tensor& tensor) { return span_of(tensor, false); }
+inline npu_access writes_span(const Tensor& tensor) { return span_of(tensor, true); }
+
 /// Whether the extents of two tensors meet; they may still have no element in common.
 inline bool extents_meet(const Tensor& a, const Tensor& b) {
-  npu_access one = extent_of(a, false), other = extent_of(b, false);
+  npu_access one = span_of(a, false), other = span_of(b, false);
   auto begin = reinterpret_cast<uintptr_t>(one.address), other_begin = reinterpret_cast<uintptr_t>(other.address);
   return begin < other_begin + other.bytes && other_begin < begin + one.bytes;
 }
@@ -32,7 +36,7 @@ inline Tensor apart_from(const Tensor& source, const Tensor& target) {
 }
 
 /// Raises when several elements of a tensor that is written share one place, as in an expanded tensor.
-inline void check_own_memory(const char* op, const char* argument, const Tensor& tensor) {
+inline void check_writable(const char* op, const char* argument, const Tensor& tensor) {
   auto sizes = tensor.sizes(), strides = tensor.strides();
   for (size_t d = 0; d < sizes.size(); ++d) {
     NPU_CHECK_ARG(sizes[d] <= 1 || strides[d] != 0, op, argument, "more than one element refers to a single memory ",
@@ -42,4 +46,4 @@ inline void check_own_memory(const char* op, const char* argument, const Tensor&
 
 }  // namespace npu::kernels
 
-#endif  // NPU_KERNELS_EXTENT_H_
+#endif  // NPU_KERNELS_ALIASING_H_
