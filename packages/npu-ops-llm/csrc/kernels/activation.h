@@ -15,6 +15,7 @@ struct ActivationForward {
   void* y; /* may be x */
   npu_dtype dtype;
   int32_t kind;
+  int64_t bytes; /* of all tensors */
 };
 
 struct ActivationBackward {
@@ -24,6 +25,7 @@ struct ActivationBackward {
   void* dx;
   npu_dtype dtype;
   int32_t kind;
+  int64_t bytes; /* of all tensors */
 };
 
 /* Of a tensor with any strides, in place.  Rows have `columns` elements that are `step` apart. */

@@ -16,6 +16,7 @@ struct GluForward {
   int64_t columns;
   npu_dtype dtype;
   int32_t kind;
+  int64_t bytes; /* of x and y */
 };
 
 /* Of GLU_SILU. */
@@ -25,6 +26,7 @@ struct GluBackward {
   void* dx; /* contiguous rows of 2 * columns */
   int64_t columns;
   npu_dtype dtype;
+  int64_t bytes; /* of dy, x and dx */
 };
 
 /* Elements [begin, end) of y, counted over the rows, and of both halves of dx. */

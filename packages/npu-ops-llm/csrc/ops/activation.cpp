@@ -53,7 +53,7 @@ Tensor activate(const char* op, const char* name, const Tensor& self, int32_t ki
   Tensor x = as_dense(self);
   Tensor y = allocate_like(x, dtype, device);
   if (x.numel() == 0) return y;
-  ForwardTask task{&kTables.active(), {x.data_ptr(), y.data_ptr(), dtype, kind}, x.numel()};
+  ForwardTask task{&kTables.active(), {x.data_ptr(), y.data_ptr(), dtype, kind, 2 * bytes_of(x)}, x.numel()};
   launch(device, name, run_forward, task, {reads(x), writes(y)});
   return y;
 }
@@ -80,8 +80,10 @@ Tensor differentiate(const char* name, const Tensor& grad, const Tensor& self, c
   if (x.numel() == 0) return dx;
   Tensor dy = in_layout_of(x, grad);
   OptionalTensor y = output.has_value() ? OptionalTensor(in_layout_of(x, *output)) : std::nullopt;
-  BackwardTask task{
-      &kTables.active(), {dy.data_ptr(), x.data_ptr(), pointer_or_null(y), dx.data_ptr(), dtype, kind}, x.numel()};
+  int64_t bytes = (y.has_value() ? 4 : 3) * bytes_of(x);
+  BackwardTask task{&kTables.active(),
+                    {dy.data_ptr(), x.data_ptr(), pointer_or_null(y), dx.data_ptr(), dtype, kind, bytes},
+                    x.numel()};
   launch(device, name, run_backward, task, {reads(dy), reads(x), reads(y), writes(dx)});
   return dx;
 }
@@ -234,7 +236,8 @@ void silu_in_place(const Tensor& self) {
   Device device = device_of(self);
   npu_dtype dtype = dtype_of(self);
   if (is_dense(self)) {
-    ForwardTask task{&kTables.active(), {self.data_ptr(), self.data_ptr(), dtype, ACTIVATION_SILU}, self.numel()};
+    ForwardTask task{
+        &kTables.active(), {self.data_ptr(), self.data_ptr(), dtype, ACTIVATION_SILU, bytes_of(self)}, self.numel()};
     launch(device, "npu::npu_silu_", run_forward, task, {reads(self), writes(self)});
     return;
   }

@@ -74,9 +74,10 @@ Tensor glu(const char* name, const Tensor& self, const Split& split, int32_t kin
   int64_t count = split.rows * split.columns;
   if (count == 0) return y;
   Tensor x = with_contiguous_rows(self, split);
-  ForwardTask task{&kTables.active(),
-                   {rows_of(x, split.leading(), split.row_dims()), y.data_ptr(), split.columns, dtype, kind},
-                   count};
+  ForwardTask task{
+      &kTables.active(),
+      {rows_of(x, split.leading(), split.row_dims()), y.data_ptr(), split.columns, dtype, kind, 3 * bytes_of(y)},
+      count};
   launch(device, name, run_forward, task, {reads(x), writes(y)});
   return y;
 }
@@ -121,7 +122,7 @@ Tensor swiglu_backward(const Tensor& grad_output, const Tensor& self, int64_t di
   Tensor dy = with_contiguous_rows(grad_output, halves), x = with_contiguous_rows(self, halves);
   BackwardTask task{&kTables.active(),
                     {rows_of(dy, halves.leading(), halves.row_dims()), rows_of(x, halves.leading(), halves.row_dims()),
-                     dx.data_ptr(), halves.columns, dtype},
+                     dx.data_ptr(), halves.columns, dtype, 5 * bytes_of(dy)},
                     count};
   launch(device, "npu::npu_swiglu_backward", run_backward, task, {reads(dy), reads(x), writes(dx)});
   return dx;
