@@ -1,6 +1,6 @@
 """What a family of operators adds in Python to its schemas and kernels in C++: shapes, documentation, gradients."""
 
-import inspect
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -26,7 +26,7 @@ def documented(function: Function, *, namespace: str = "npu") -> Function:
     """
     packet = getattr(getattr(torch.ops, namespace), function.__name__)
     packet.__doc__ = function.__doc__
-    packet.__signature__ = inspect.signature(function)
+    packet.__wrapped__ = function  # inspect.signature() follows it
     return function
 
 
@@ -52,7 +52,9 @@ def differentiable(name: str, setup_context: Callable[..., None], backward: Call
     torch.library.register_autograd(f"npu::{name}", backward, setup_context=setup_context)
 
 
-_fragment = torch.library.Library("npu", "FRAGMENT")  # lives as long as its registrations
+# They live as long as their registrations.
+_fragments = {namespace: torch.library.Library(namespace, "FRAGMENT") for namespace in ("npu", "atb")}
+_fragment = _fragments["npu"]
 
 
 def differentiable_with_keywords(
@@ -100,16 +102,103 @@ def differentiable_with_keywords(
     _fragment.impl(name, run, "Autograd", with_keyset=True)
 
 
-def once_differentiable(name: str, backward_name: str) -> None:
-    """Make the operator ``npu::backward_name``, the gradient of ``npu::name``, refuse to be differentiated."""
+def _below_autograd(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*args, **kwargs)
 
-    def refuse(ctx: Any, *grads: torch.Tensor) -> NoReturn:
+
+class _Once(torch.autograd.Function):
+    """Results of a gradient operator, which refuse to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, names: tuple[str, str], call: Callable[[], Any], *tracked: torch.Tensor) -> Any:
+        ctx.names = names
+        return call()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> NoReturn:
+        name, backward_name = ctx.names
         raise NotImplementedError(
             f"{name} has no second derivative: {backward_name} is not differentiable. "
             "Compute this function from torch operators where you need double backward."
         )
 
-    torch.library.register_autograd(f"npu::{backward_name}", refuse)
+
+def once_differentiable(name: str, backward_name: str) -> None:
+    """Make the operator ``npu::backward_name``, the gradient of ``npu::name``, refuse to be differentiated."""
+    operator = getattr(torch.ops.npu, backward_name).default
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            given = (*args, *kwargs.values())
+            tracked = [one for one in given if isinstance(one, torch.Tensor) and one.requires_grad]
+            if tracked:
+                call = functools.partial(_below_autograd, operator, args, kwargs)
+                return _Once.apply((name, backward_name), call, *tracked)
+        return _below_autograd(operator, args, kwargs)
+
+    _fragment.impl(backward_name, run, "Autograd")
+
+
+def writes_arguments(name: str, *, public: str | None = None, namespace: str = "npu", advice: str = "") -> None:
+    """Give an operator that writes arguments and has no gradient the manners of torch's in-place operators.
+
+    A written tensor counts a new version, so that autograd notices when it was saved for a backward.  One that requires
+    grad is refused while gradients are recorded.  A pending negation or conjugation is resolved in arguments that are
+    read, and refused in written ones.
+
+    Parameters
+    ----------
+    name : str
+        The operator whose schema marks what is written.
+    public : str, optional
+        What users call, where `name` is internal.
+    advice : str
+        What to do instead, appended to the error.
+    """
+    operator = getattr(getattr(torch.ops, namespace), name).default
+    public = public or name
+    marked = [
+        (place, argument.name)
+        for place, argument in enumerate(operator._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+    def written(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, torch.Tensor]]:
+        return [(argument, args[place] if place < len(args) else kwargs[argument]) for place, argument in marked]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        targets = written(args, kwargs)
+        if torch.is_grad_enabled():
+            for argument, tensor in targets:
+                if tensor.requires_grad:
+                    raise RuntimeError(
+                        f"{public}: argument {argument}: it is written and has no gradient, so it must not require grad; "
+                        f"call the operator under torch.no_grad() or on a detached tensor{advice}"
+                    )
+        result = _below_autograd(operator, args, kwargs)
+        for _, tensor in targets:
+            if not tensor.is_inference():
+                torch.autograd.graph.increment_version(tensor)
+        return result
+
+    def resolve(*args: Any, **kwargs: Any) -> Any:
+        for argument, tensor in written(args, kwargs):
+            if tensor.is_neg() or tensor.is_conj():
+                raise RuntimeError(
+                    f"{public}: argument {argument}: a view with a pending negation or conjugation cannot be written; "
+                    "pass the tensor that it is a view of"
+                )
+
+        def plain(value: Any) -> Any:
+            return value.resolve_conj().resolve_neg() if isinstance(value, torch.Tensor) else value
+
+        return operator(*map(plain, args), **{key: plain(value) for key, value in kwargs.items()})
+
+    library = _fragments[namespace]
+    library.impl(name, run, "Autograd")
+    for key in ("Negative", "Conjugate"):
+        library.impl(name, resolve, key)
 
 
 def check(condition: Any, op: str, argument: str, message: str | Callable[[], str]) -> None:
