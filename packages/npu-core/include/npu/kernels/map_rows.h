@@ -5,7 +5,7 @@
 #ifndef NPU_KERNELS_MAP_ROWS_H_
 #define NPU_KERNELS_MAP_ROWS_H_
 
-#include "npu/kernels/streaming.h"
+#include "npu/kernels/streaming_lanes.h"
 
 namespace npu {
 namespace kernels {
@@ -62,10 +62,10 @@ NPU_LANES_INLINE void store_two_streaming(Float16* to, Floats first, Floats seco
 
 /* Whether the results of work on so many bytes, arguments and results together, go past the caches: nothing of them
  * would still be there for a reader.  Results that overwrite an argument should not. */
-NPU_LANES_INLINE bool worth_streaming(int64_t bytes) { return bytes >= kStreamedBytes; }
+NPU_LANES_INLINE bool worth_streaming(int64_t bytes) { return bytes >= (32 << 20); }
 
 /* Stores what body(i, some, results) puts into results[0 .. n - 1] to to[0] + i .. to[n - 1] + i.  Call
- * finish_streaming() after the last row that is streamed. */
+ * npu_stream_fence() after the last row that is streamed. */
 template <int n, class T, class Body>
 NPU_LANES_INLINE void map_row(T* const (&to)[n], int64_t count, bool streamed, Body body) {
   int64_t i = 0;
