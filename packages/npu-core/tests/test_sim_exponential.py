@@ -59,7 +59,7 @@ def test_rate_must_be_positive(lambd: float) -> None:
 
 
 def test_integers_are_refused() -> None:
-    with pytest.raises(RuntimeError, match="npu_sim_exponential_: argument self: expected dtype float16"):
+    with pytest.raises(RuntimeError, match="npu_sim_exponential_: argument self: expected a floating-point dtype"):
         torch_npu.npu_sim_exponential_(torch.ones(5, dtype=torch.int32, device="npu"))
 
 
@@ -75,3 +75,10 @@ def test_traces_with_aot_autograd() -> None:
     expected = torch_npu.npu_sim_exponential_(torch.empty(64, device="npu"), 2.0) + 1
     torch.npu.manual_seed(4)
     assert torch.equal(compiled(torch.empty(64, device="npu")), expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", "npu"])
+@pytest.mark.parametrize(("dtype", "lambd"), [(torch.float16, 1e5), (torch.float32, 1e42), (torch.bfloat16, 1e40)])
+def test_no_value_is_rounded_to_zero(dtype: torch.dtype, lambd: float, device: str) -> None:
+    x = torch_npu.npu_sim_exponential_(torch.zeros(100_000, dtype=dtype, device=device), lambd)
+    assert (x > 0).all()

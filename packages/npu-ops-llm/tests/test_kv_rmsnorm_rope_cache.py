@@ -440,7 +440,10 @@ def test_errors_name_the_argument(device: str) -> None:
     change(r"k_cache: expected shape \(B, 1, rows, 16\) for cache_mode Norm", mode="Norm", k_cache=ones(3, 1, 9, 16))
     change("k_cache: expected dtype int8 with k_rope_scale, got bfloat16", k_rope_scale=ones(16, dtype=torch.float32))
     change("k_cache: .* or int8 with k_rope_scale, got int8", k_cache=ones(4, 4, 1, 16, dtype=torch.int8))
-    change("k_cache: more than one element refers to a single memory location", k_cache=ones(1, 4, 1, 16).expand(4, 4, 1, 16))
+    change(
+        "k_cache: more than one element refers to a single memory location",
+        k_cache=ones(1, 4, 1, 16).expand(4, 4, 1, 16),
+    )
     change(r"ckv_cache: expected shape \[4, 4, 1, 32\]", ckv_cache=ones(4, 4, 1, 31))
     change("c_kv_offset: expected c_kv_scale with it", c_kv_offset=ones(32, dtype=torch.float32))
     int8 = ones(4, 4, 1, 32, dtype=torch.int8)

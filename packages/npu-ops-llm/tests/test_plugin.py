@@ -10,6 +10,8 @@ ATTRIBUTES = """
 import torch, torch_npu, npu_ops_llm
 for name in npu_ops_llm.OPERATORS:
     assert getattr(torch_npu, name) is getattr(torch.ops.npu, name), name
+for name in npu_ops_llm.ATB_OPERATORS:
+    assert getattr(torch_npu, name) is getattr(torch.ops.atb, name), name
 """
 
 
@@ -27,4 +29,4 @@ def test_plugin_names_every_operator() -> None:
 
     assert plugin.name == "npu-ops-llm"
     assert plugin.version == npu_ops_llm.__version__
-    assert plugin.attributes == npu_ops_llm.OPERATORS
+    assert plugin.attributes == (*npu_ops_llm.OPERATORS, *npu_ops_llm.ATB_OPERATORS)

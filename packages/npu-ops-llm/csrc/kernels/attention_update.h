@@ -6,9 +6,9 @@
 
 #include "npu/kernels/dtype.h"
 
-enum { ATTENTION_UPDATE_PARTS = 16 };
+enum { ATTENTION_UPDATE_PARTS = 64 };
 
-/* Up to 16 parts of `rows` rows, all contiguous. */
+/* Up to 64 parts of `rows` rows, all contiguous. */
 struct AttentionUpdate {
   const float* lse[ATTENTION_UPDATE_PARTS]; /* one per row */
   const void* out[ATTENTION_UPDATE_PARTS];  /* dtype, `columns` per row */

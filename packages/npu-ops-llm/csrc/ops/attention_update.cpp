@@ -79,8 +79,9 @@ std::tuple<Tensor, Tensor> attention_update(std::vector<Tensor> lse, std::vector
     task.work.lse[i] = static_cast<const float*>(lse[i].data_ptr());
     task.work.out[i] = local_out[i].data_ptr();
   }
-  launch(device, "npu::npu_attention_update", run, task,
-         {reads(lse[0]), reads(local_out[0]), writes(combined), writes(combined_lse)});
+  std::vector<npu_access> accesses{writes(combined), writes(combined_lse)};
+  for (size_t i = 0; i < lse.size(); ++i) accesses.insert(accesses.end(), {reads(lse[i]), reads(local_out[i])});
+  launch(device, "npu::npu_attention_update", run, task, accesses.data(), accesses.size());
   if (update_type == 0) {
     int64_t none[] = {0};
     combined_lse = allocate(Sizes(none, 1), NPU_FLOAT32, device);

@@ -283,6 +283,12 @@ void reshape_and_cache(const Tensor& key, const Tensor& value, const Tensor& key
   write_caches(call, key, value, key_cache, value_cache, slot_indices, nz ? Layout::kNz : Layout::kNorm);
 }
 
+/// The same operator in the namespace of the others.
+void reshape_and_cache_of_npu(const Tensor& key, const Tensor& value, const Tensor& key_cache,
+                              const Tensor& value_cache, const Tensor& slot_indices) {
+  call_indexed("atb::_npu_reshape_and_cache", key, value, key_cache, value_cache, slot_indices);
+}
+
 }  // namespace
 
 #define NPU_CACHE_OPTIONS                                                                                          \
@@ -298,10 +304,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(npu, m) {
       "value_cache, " NPU_CACHE_OPTIONS " -> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(atb, m) {
-  m.def(
-      "_npu_reshape_and_cache(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, "
-      "Tensor slot_indices) -> ()");
+#define NPU_RESHAPE_AND_CACHE_SCHEMA                                                                \
+  "_npu_reshape_and_cache(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, " \
+  "Tensor slot_indices) -> ()"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(atb, m) { m.def(NPU_RESHAPE_AND_CACHE_SCHEMA); }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(npu, m) { m.def(NPU_RESHAPE_AND_CACHE_SCHEMA); }
+
+STABLE_TORCH_LIBRARY_IMPL(npu, CompositeImplicitAutograd, m) {
+  m.impl("_npu_reshape_and_cache", TORCH_BOX(&reshape_and_cache_of_npu));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(npu, PrivateUse1, m) {

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from npu_ops_llm.registration import check, fake
+from npu_ops_llm.registration import check, fake, writes_arguments
 
 #: What numbers of a dtype argument mean: the storage of the quantised result.  4 bits are packed, eight to an int32.
 _STORAGE = {
@@ -315,3 +315,6 @@ def npu_add_rms_norm_dynamic_quant(
     y1, y2 = (x1.new_empty(shape if branch else [], dtype=storage) for branch in wanted)
     scale1, scale2 = (x1.new_empty(shape[:-1] if branch else [], dtype=torch.float32) for branch in wanted)
     return y1, y2, x1.new_empty(x1.shape), scale1, scale2
+
+
+writes_arguments("npu_add_rms_norm_v2", advice=", or use torch operators, which have gradients")

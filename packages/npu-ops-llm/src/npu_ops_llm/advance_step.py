@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from npu_ops_llm.registration import check, fake
+from npu_ops_llm.registration import check, fake, writes_arguments
 
 
 @fake
@@ -107,3 +107,6 @@ def npu_advance_step_flashattn(
             name,
             f"expected shape {list(sizes)}, got {list(tensor.shape)}",
         )
+
+
+writes_arguments("npu_advance_step_flashattn")

@@ -18,7 +18,7 @@ def npu_attention_update(lse: list[Tensor], local_out: list[Tensor], update_type
     Parameters
     ----------
     lse : list of Tensor
-        Logarithms of the sums of exponentials, 1 to 16 tensors of shape (rows,), float32.
+        Logarithms of the sums of exponentials, 1 to 64 tensors of shape (rows,), float32.
     local_out : list of Tensor
         As many tensors of shape (rows, columns); float16, bfloat16 or float32.
     update_type : int
@@ -47,7 +47,7 @@ def npu_attention_update(lse: list[Tensor], local_out: list[Tensor], update_type
     (tensor([[2.4621, 3.9242]]), tensor([1.3133]))
     """
     check(update_type in (0, 1), _OP, "update_type", f"expected 0 or 1, got {update_type}")
-    check(1 <= len(lse) <= 16, _OP, "lse", f"expected 1 to 16 tensors, got {len(lse)}")
+    check(1 <= len(lse) <= 64, _OP, "lse", f"expected 1 to 64 tensors, got {len(lse)}")
     same = len(lse) == len(local_out)
     check(same, _OP, "local_out", f"expected as many tensors as lse has, {len(lse)}, got {len(local_out)}")
     first = local_out[0]

@@ -5,7 +5,7 @@ Schemas and kernels: ``csrc/ops/kv_rmsnorm_rope_cache.cpp``, ``csrc/kernels/kv_r
 
 from torch import Tensor
 
-from npu_ops_llm.registration import check, documented, fake
+from npu_ops_llm.registration import check, documented, fake, writes_arguments
 
 _OP = "npu_kv_rmsnorm_rope_cache"
 #: Cache modes by their number in the internal operator.
@@ -195,3 +195,6 @@ def npu_kv_rmsnorm_rope_cache(
             [-1.1000, -1.0000,  1.8000,  4.5000]])
     """
     raise NotImplementedError  # documentation only: the operator is a composite in C++
+
+
+writes_arguments("_npu_kv_rmsnorm_rope_cache", public="npu_kv_rmsnorm_rope_cache")

@@ -4,7 +4,7 @@ import functools
 
 from torch import Tensor
 
-from npu_ops_llm.registration import check, fake
+from npu_ops_llm.registration import check, fake, writes_arguments
 
 
 def _is_norm(tokens: Tensor, cache: Tensor) -> bool:
@@ -219,3 +219,7 @@ def _npu_reshape_and_cache(
         and all(_is_nz(tokens, cache) for tokens, cache in pairs)
     )
     _check_caches("_npu_reshape_and_cache", key, value, key_cache, value_cache, slot_indices, "slot_indices", nz)
+
+
+writes_arguments("npu_scatter_pa_kv_cache")
+writes_arguments("_npu_reshape_and_cache", namespace="atb")

@@ -14,8 +14,8 @@ def load() -> Mapping[str, Any]:
     # Not the package: it may be half imported, waiting for the torch that is loading us.
     import npu_ops_llm.operators  # noqa: F401
 
-    found = {name: getattr(torch.ops.npu, name) for name in OPERATORS if hasattr(torch.ops.npu, name)}
-    return found | {name: getattr(torch.ops.atb, name) for name in ATB_OPERATORS if hasattr(torch.ops.atb, name)}
+    found = {name: getattr(torch.ops.npu, name) for name in OPERATORS}
+    return found | {name: getattr(torch.ops.atb, name) for name in ATB_OPERATORS}
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_ops_llm.registration import check, differentiable, documented, fake, once_differentiable
+from npu_ops_llm.registration import check, differentiable, documented, fake, once_differentiable, writes_arguments
 
 
 def _check_factors(op: str, name: str, x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str) -> None:
@@ -295,3 +295,10 @@ def npu_apply_rotary_pos_emb(
     tensor([-1.9000, -1.6000,  2.3000,  3.8000])
     """
     raise NotImplementedError  # documentation only: the operator is a composite in C++
+
+
+writes_arguments(
+    "_npu_apply_rotary_pos_emb_",
+    public="npu_apply_rotary_pos_emb",
+    advice=", or use npu_rotary_mul, which has a gradient",
+)

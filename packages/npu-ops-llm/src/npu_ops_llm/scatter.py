@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from npu_ops_llm.registration import check, documented, fake
+from npu_ops_llm.registration import check, documented, fake, writes_arguments
 
 
 def _check_size(op: str, self: Tensor, updates: Tensor, d: int, is_axis: bool) -> None:
@@ -397,3 +397,8 @@ def npu_scatter_nd_update_(self: Tensor, indices: Tensor, updates: Tensor) -> Te
             [2., 2.]])
     """
     raise NotImplementedError
+
+
+writes_arguments("_scatter_update_", public="scatter_update_")
+writes_arguments("_npu_quant_scatter_", public="npu_quant_scatter_")
+writes_arguments("_npu_scatter_nd_update_", public="npu_scatter_nd_update_")

@@ -48,8 +48,8 @@ inline npu_access reads(const OptionalTensor& tensor) {
 /// `name` is a static string, "npu::npu_rms_norm".  `accesses` lists what the task reads and writes, for the profiler,
 /// the sanitizer and dumps.
 template <class Payload>
-void launch(const Device& device, const char* name, npu_task_fn run, Payload payload,
-            std::initializer_list<npu_access> accesses) {
+void launch(const Device& device, const char* name, npu_task_fn run, Payload payload, const npu_access* accesses,
+            size_t access_count) {
   static_assert(std::is_trivially_copyable_v<Payload>, "a payload is flat bytes");
   if (device.is_cpu()) {
     npu_error error;  // 4 KiB: cleared only where it is read
@@ -75,8 +75,14 @@ void launch(const Device& device, const char* name, npu_task_fn run, Payload pay
   task.payload = &payload;
   task.payload_size = sizeof(payload);
   task.kind = NPU_TASK_COMPUTE;
-  npu_status status = runtime->launch(stream, &task, accesses.begin(), static_cast<uint32_t>(accesses.size()));
+  npu_status status = runtime->launch(stream, &task, accesses, static_cast<uint32_t>(access_count));
   if (status != NPU_OK) raise_status(status, text(name, ": ", runtime->last_error()));
+}
+
+template <class Payload>
+void launch(const Device& device, const char* name, npu_task_fn run, const Payload& payload,
+            std::initializer_list<npu_access> accesses) {
+  launch(device, name, run, payload, accesses.begin(), accesses.size());
 }
 
 }  // namespace npu::kernels
