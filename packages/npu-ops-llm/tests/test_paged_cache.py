@@ -306,3 +306,19 @@ def test_compiled_step(device: str) -> None:
     actual = torch.compile(step, backend="aot_eager", fullgraph=True)(qkv, compiled, slots)
     torch.testing.assert_close(actual, expected)
     same(compiled, eager.cpu())
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_large_blocked_caches_of_neighbouring_slots(first: int, device: str) -> None:
+    """Large outputs are written past the caches, groups of slots at once; a slot that repeats keeps its last token."""
+    key, value = torch.randn(2100, 8, 128).bfloat16(), torch.randn(2100, 8, 128).bfloat16()
+    slots = torch.cat([torch.arange(1100) + 1200 + first, torch.arange(900) + first, torch.arange(100) + 1250])
+    caches = [torch.zeros(20, 64, 128, 16, dtype=torch.bfloat16) for _ in range(2)]
+    expected = [cache.clone() for cache in caches]
+    for cache, tokens in zip(expected, (key, value), strict=True):
+        for token, slot in zip(tokens, slots.tolist(), strict=True):
+            cache[slot // 128, :, slot % 128] = token.view(64, 16)
+    placed = [cache.to(device) for cache in caches]
+    torch.ops.npu.npu_scatter_pa_kv_cache(key.to(device), value.to(device), *placed, slots.to(device))
+    for cache, wanted in zip(placed, expected, strict=True):
+        assert torch.equal(cache.cpu(), wanted)
