@@ -173,8 +173,8 @@ def writes_arguments(name: str, *, public: str | None = None, namespace: str = "
             for argument, tensor in targets:
                 if tensor.requires_grad:
                     raise RuntimeError(
-                        f"{public}: argument {argument}: it is written and has no gradient, so it must not require grad; "
-                        f"call the operator under torch.no_grad() or on a detached tensor{advice}"
+                        f"{public}: argument {argument}: it is written and has no gradient, so it must not require "
+                        f"grad; call the operator under torch.no_grad() or on a detached tensor{advice}"
                     )
         result = _below_autograd(operator, args, kwargs)
         for _, tensor in targets:

@@ -1,4 +1,4 @@
-"""Filter of logits before sampling.  Schema and kernels: ``csrc/ops/top_k_top_p.cpp``, ``npu/kernels/top_k_top_p.h``."""
+"""Sampling by top-k and top-p.  Kernels: ``csrc/kernels/top_k_top_p.inc``, ``npu/kernels/top_k_top_p.h``."""
 
 from torch import Tensor
 
