@@ -293,6 +293,13 @@ def test_an_expert_out_of_range_is_reported() -> None:
         FINALIZE(rows, None, None, bias, scales, index, expert)
 
 
+def test_a_bias_without_experts_has_no_row_for_any(device: str) -> None:
+    rows, index, expert = torch.randn(2, 4), torch.arange(2, dtype=torch.int32), torch.zeros(2, 1, dtype=torch.int32)
+    with pytest.raises(IndexError, match="export_for_source_row: expected values from 0 on and below 0, got 0"):
+        FINALIZE(*moved((rows, None, None, torch.empty(0, 4), None, index, expert), device))
+        torch.accelerator.synchronize()
+
+
 def test_devices_must_agree() -> None:
     import torch_npu  # noqa: F401
 

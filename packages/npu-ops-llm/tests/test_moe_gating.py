@@ -278,6 +278,20 @@ def test_top_k(
     assert_near(y, weights(expected_p, indices, config), dtype)
 
 
+@pytest.mark.parametrize("mode", [0, 1])
+def test_a_nan_makes_its_group_the_best(mode: int, isa: str) -> None:
+    for experts, group_count, k_group, k in ((8, 4, 1, 2), (12, 3, 2, 5), (160, 8, 2, 8), (96, 2, 1, 40)):
+        for where in range(experts):
+            x = torch.randn(3, experts)
+            x[0, where] = float("nan")
+            x[1, [where, where - experts // group_count]] = float("nan")  # in two groups
+            _, chosen, p = OPS.npu_moe_gating_top_k(
+                x, k, k_group=k_group, group_count=group_count, group_select_mode=mode, norm_type=1
+            )
+            assert torch.equal(chosen.long(), choose(p, k, k_group, group_count, mode))
+            assert chosen[0, 0] == where
+
+
 @pytest.mark.parametrize("id_dtype", [torch.int32, torch.int64])
 def test_top_k_by_table(id_dtype: torch.dtype, device: str) -> None:
     x = torch.randn(20, 16)

@@ -261,6 +261,31 @@ def test_many_experts_and_threads() -> None:
         assert torch.equal(counts, torch.bincount(experts.flatten().long(), minlength=5000))
 
 
+@pytest.mark.parametrize("first", [0, 5, 2**31 - 4])
+@pytest.mark.parametrize("count_type", [0, 1])
+def test_memory_does_not_grow_with_experts_elsewhere(count_type: int, first: int, device: str) -> None:
+    """A count for each of these experts would take 16 GiB."""
+    pick = torch.tensor([0, 1, 2, 5, 2**30, first, first + 1, first + 2])
+    experts = pick[torch.randint(len(pick), (40, 3))].to(torch.int32)
+    x = torch.randn(40, 4)
+    rows, slots, counts, _ = V2(
+        x.to(device),
+        experts.to(device),
+        expert_num=2**31 - 1,
+        active_expert_range=[first, first + 3],
+        expert_tokens_num_flag=True,
+        expert_tokens_num_type=count_type,
+        row_idx_type=1,
+    )
+    flat = experts.flatten().long()
+    order = torch.where(flat < first, 2**31 - 1, flat).sort(stable=True).indices
+    expected = torch.stack([(flat == first + i).sum() for i in range(3)])
+    available = int(expected.sum())
+    assert torch.equal(slots.cpu().long(), order)
+    assert torch.equal(rows.cpu()[:available], x[order[:available] // 3]) and not rows.cpu()[available:].any()
+    assert torch.equal(counts.cpu(), expected if count_type == 1 else expected.cumsum(0))
+
+
 @pytest.mark.parametrize("columns", [2048, 4097])
 def test_results_larger_than_caches(isa: str, columns: int) -> None:
     """Rows are then written past the caches."""

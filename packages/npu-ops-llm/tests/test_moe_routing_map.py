@@ -159,8 +159,8 @@ def test_unpermute_and_gradient(
     count = 2 * experts if padded else tokens * k
     rows = torch.randn(count, hidden).to(dtype)
     probs = torch.rand(tokens, experts) if weighted else None
-    if padded:  # a token once for each expert at most, as permute makes them
-        sorted_indices = torch.cat([torch.randperm(max(tokens, 2))[:2] % tokens for _ in range(experts)])
+    if padded:  # an expert may have a token twice
+        sorted_indices = torch.randint(tokens, (count,))
     else:
         sorted_indices = torch.randperm(count)
     sorted_indices = sorted_indices.to(torch.int32)
@@ -179,10 +179,57 @@ def test_unpermute_and_gradient(
     expected.backward(grad.double())
     assert ours.grad is not None and ours.grad.dtype == dtype
     assert_near(ours.grad, wanted.grad)
-    if weights is not None and (tokens > 1 or not padded):
+    if weights is not None:
         assert expected_weights is not None and weights.grad is not None and weights.grad.dtype == torch.float32
         size = 4 * TOLERANCE[dtype] * hidden**0.5  # the gradient was formed in the dtype of the rows
         torch.testing.assert_close(weights.grad.cpu().double(), expected_weights.grad, rtol=size, atol=size + 1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_one_token_and_expert_add_to_the_gradient(dtype: torch.dtype, device: str) -> None:
+    """Also where the rows of a pair are not next to each other, and in float32: 256 + 1 is no bfloat16."""
+    rows = torch.tensor([[256.0, 0], [1, 0], [1, 0], [4, 2], [8, 1], [16, 0]]).to(dtype).to(device)
+    grad = torch.tensor([[1.0, 1], [1, 10]]).to(dtype).to(device)
+    probs, routing_map = torch.ones(2, 2, device=device), torch.ones(2, 2, dtype=torch.bool, device=device)
+    for order in ([0, 1, 2, 3, 4, 5], [3, 0, 5, 1, 4, 2]):
+        row = torch.tensor(order, dtype=torch.int32, device=device)
+        token = torch.tensor([0, 0, 0, 0, 1, 0], dtype=torch.int32, device=device)[row.long()]
+        _, grad_probs = UNPERMUTE_GRAD(grad, row, token, routing_map, rows, probs, True, [2, 2])
+        assert grad_probs.dtype == dtype and grad_probs.tolist() == [[258, 22], [0, 18]]
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["exact", "padded"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probabilities_that_no_row_had_get_zeros(dtype: torch.dtype, padded: bool, device: str) -> None:
+    tokens, experts = 6, 8
+    x = torch.randn(tokens, 4, device=device)
+    routing_map = torch.full((tokens, experts), padded, dtype=torch.bool, device=device)
+    probs = torch.rand(tokens, experts, device=device).to(dtype).requires_grad_()
+    permuted, permuted_probs, index = PERMUTE(x, routing_map, probs=probs, num_out_tokens=5, drop_and_pad=padded)
+    assert permuted.shape == (0, 4)
+    for _ in range(8):
+        torch.full((tokens, experts), float("nan"), dtype=dtype, device=device)  # memory that is not zero
+        _, grad = PERMUTE_GRAD(permuted, permuted_probs.detach(), index, routing_map, experts, tokens, padded)
+        assert torch.equal(grad.cpu(), torch.zeros(tokens, experts, dtype=dtype))
+        torch.full((tokens, experts), float("nan"), dtype=dtype, device=device)
+        _, grad = UNPERMUTE_GRAD(x, index, index, routing_map, permuted, probs.detach(), padded, [tokens, 4])
+        assert torch.equal(grad.cpu(), torch.zeros(tokens, experts))
+    permuted_probs.sum().backward()
+    assert torch.equal(probs.grad.cpu(), torch.zeros(tokens, experts, dtype=dtype))
+
+
+def test_tokens_that_no_expert_can_take_are_reported(device: str) -> None:
+    x, rows, index = torch.randn(2, 3), torch.randn(4, 3), torch.arange(4, dtype=torch.int32)
+    x, rows, index = x.to(device), rows.to(device), index.to(device)
+    probs, routing_map = torch.empty(2, 0, device=device), torch.empty(2, 0, dtype=torch.bool, device=device)
+    for call in (
+        lambda: UNPERMUTE(rows, index, [2, 3], probs=probs, routing_map=routing_map),
+        lambda: UNPERMUTE_GRAD(x, index, index, routing_map, rows, probs, False, [2, 3]),
+        lambda: PERMUTE_GRAD(rows, rows[:, 0], index, routing_map, 0, 2, False),
+    ):
+        with pytest.raises(RuntimeError, match="expected 2 experts for every token, got 0 for token 0"):
+            call()
+            torch.accelerator.synchronize()
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])

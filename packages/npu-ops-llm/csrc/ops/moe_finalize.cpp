@@ -12,6 +12,7 @@ struct FinalizeTask {
   const MoeRowsKernels* kernels;
   MoeCombine work;
   int64_t tokens, experts;
+  bool biased;  // an empty tensor may have no address: work.bias does not tell
 };
 
 npu_status run_finalize(void* payload, npu_error* error) {
@@ -20,11 +21,11 @@ npu_status run_finalize(void* payload, npu_error* error) {
   const int64_t slots = task.tokens * work.ranks;
   npu_status status =
       check_index("expanded_src_to_dst_row", work.index, work.index_dtype, slots, -1, work.row_count, error);
-  if (status == NPU_OK && work.bias != nullptr) {
+  if (status == NPU_OK && task.biased) {
     status = check_index("export_for_source_row", work.experts, work.experts_dtype, slots, 0, task.experts, error);
   }
   if (status != NPU_OK) return status;
-  return run_combine(*task.kernels, work, task.tokens, work.bias != nullptr ? 2 * slots : slots, error);
+  return run_combine(*task.kernels, work, task.tokens, task.biased ? 2 * slots : slots, error);
 }
 
 Tensor finalize_routing(const Tensor& rows, const OptionalTensor& skip1, const OptionalTensor& skip2,
@@ -49,15 +50,17 @@ Tensor finalize_routing(const Tensor& rows, const OptionalTensor& skip1, const O
   check_dtype(kFinalize, "expanded_src_to_dst_row", index, {NPU_INT32, NPU_INT64});
   check_dims(kFinalize, "expanded_src_to_dst_row", index, 1);
   int64_t ranks = k.value_or(1) > 0 ? k.value_or(1) : 1;
-  if (scales.has_value()) {
-    check_weights(kFinalize, "scales", *scales);
+  const int64_t slots = index.numel();
+  // Without tokens the shapes of what is optional do not matter.
+  const bool shaped = scales.has_value() && (slots > 0 || scales->dim() == 2);
+  if (scales.has_value()) check_weights(kFinalize, "scales", *scales);
+  if (shaped) {
     check_dims(kFinalize, "scales", *scales, 2);
     ranks = scales->size(1);
   }
-  const int64_t slots = index.numel();
   NPU_CHECK_ARG(ranks == 0 ? slots == 0 : slots % ranks == 0, kFinalize, "expanded_src_to_dst_row",
                 "expected a multiple of k = ", ranks, " elements, got ", slots);
-  const int64_t tokens = scales.has_value() ? scales->size(0) : slots / ranks;
+  const int64_t tokens = shaped ? scales->size(0) : slots / ranks;
   NPU_CHECK_ARG(slots == tokens * ranks, kFinalize, "expanded_src_to_dst_row", "expected ", tokens * ranks,
                 " elements, one for each element of scales, got ", slots);
   NPU_CHECK_ARG(!skip2.has_value() || skip1.has_value(), kFinalize, "skip2",
@@ -66,17 +69,17 @@ Tensor finalize_routing(const Tensor& rows, const OptionalTensor& skip1, const O
   for (const auto& [name, skip] : {std::pair{"skip1", &skip1}, std::pair{"skip2", &skip2}}) {
     if (!skip->has_value()) continue;
     check_dtype(kFinalize, name, **skip, {dtype});
-    check_sizes(kFinalize, name, **skip, Sizes(token_sizes, 2), "(tokens, hidden)");
+    if (tokens > 0) check_sizes(kFinalize, name, **skip, Sizes(token_sizes, 2), "(tokens, hidden)");
   }
   if (bias.has_value()) {
     check_dtype(kFinalize, "bias", *bias, {dtype});
-    NPU_CHECK_ARG(bias->dim() == 2 && bias->size(1) == columns, kFinalize, "bias", "expected shape (experts, ", columns,
-                  "), got ", shape_text(bias->sizes()));
+    NPU_CHECK_ARG(tokens == 0 || (bias->dim() == 2 && bias->size(1) == columns), kFinalize, "bias",
+                  "expected shape (experts, ", columns, "), got ", shape_text(bias->sizes()));
     NPU_CHECK_ARG(experts.has_value(), kFinalize, "export_for_source_row",
                   "expected the expert of every slot, which a bias needs, got None");
     check_dtype(kFinalize, "export_for_source_row", *experts, {NPU_INT32, NPU_INT64});
     const int64_t expert_sizes[] = {tokens, ranks};
-    check_sizes(kFinalize, "export_for_source_row", *experts, Sizes(expert_sizes, 2), "(tokens, k)");
+    if (tokens > 0) check_sizes(kFinalize, "export_for_source_row", *experts, Sizes(expert_sizes, 2), "(tokens, k)");
   }
 
   Tensor packed_rows = as_contiguous(rows), packed_index = as_contiguous(index);
@@ -85,7 +88,7 @@ Tensor finalize_routing(const Tensor& rows, const OptionalTensor& skip1, const O
                  packed_experts = bias.has_value() ? as_contiguous(experts) : std::nullopt;
   Tensor out = allocate({tokens, columns}, dtype, device);
   if (tokens > 0) {
-    FinalizeTask task{&kRowsTables.active(), {}, tokens, bias.has_value() ? bias->size(0) : 0};
+    FinalizeTask task{&kRowsTables.active(), {}, tokens, bias.has_value() ? bias->size(0) : 0, bias.has_value()};
     MoeCombine& work = task.work;
     work.rows = packed_rows.data_ptr();
     work.index = packed_index.data_ptr();

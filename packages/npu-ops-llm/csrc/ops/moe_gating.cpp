@@ -153,7 +153,11 @@ std::vector<int64_t> check_softmax_arguments(const char* op, const Tensor& x, co
   if (finished.has_value()) {
     check_same_device(op, device_of(x), "finished", *finished);
     check_dtype(op, "finished", *finished, {NPU_BOOL});
-    check_sizes(op, "finished", *finished, Sizes(sizes.data(), sizes.size() - 1), "(x without its last dim)");
+    int64_t rows = 1;
+    for (size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
+    if (rows > 0) {  // without rows the shape of what is optional does not matter
+      check_sizes(op, "finished", *finished, Sizes(sizes.data(), sizes.size() - 1), "(x without its last dim)");
+    }
   }
   std::vector<int64_t> out(sizes.begin(), sizes.end());
   out.back() = k;
@@ -232,7 +236,7 @@ std::tuple<Tensor, Tensor, Tensor> gating_top_k(const Tensor& x, int64_t k, cons
   if (bias.has_value()) {
     check_same_device(kOp, device, "bias", *bias);
     check_dtype(kOp, "bias", *bias, {dtype});
-    check_sizes(kOp, "bias", *bias, Sizes(&experts, 1), "(experts)");
+    if (rows > 0) check_sizes(kOp, "bias", *bias, Sizes(&experts, 1), "(experts)");
   }
   NPU_CHECK_ARG(group_count >= 1 && experts % group_count == 0, kOp, "group_count", "expected a divisor of the ",
                 experts, " experts, got ", group_count);
@@ -253,9 +257,9 @@ std::tuple<Tensor, Tensor, Tensor> gating_top_k(const Tensor& x, int64_t k, cons
     check_same_device(kOp, device, "tid2eid", *tid2eid);
     check_dtype(kOp, "input_ids", *input_ids, {NPU_INT32, NPU_INT64});
     check_dtype(kOp, "tid2eid", *tid2eid, {NPU_INT32, NPU_INT64});
-    check_sizes(kOp, "input_ids", *input_ids, Sizes(&rows, 1), "(rows of x)");
-    NPU_CHECK_ARG(tid2eid->dim() == 2 && tid2eid->sizes()[1] == k, kOp, "tid2eid", "expected shape [any, ", k,
-                  "], got ", shape_text(tid2eid->sizes()));
+    if (rows > 0) check_sizes(kOp, "input_ids", *input_ids, Sizes(&rows, 1), "(rows of x)");
+    NPU_CHECK_ARG(rows == 0 || (tid2eid->dim() == 2 && tid2eid->sizes()[1] == k), kOp, "tid2eid",
+                  "expected shape [any, ", k, "], got ", shape_text(tid2eid->sizes()));
   }
   Tensor logits = as_contiguous(x);
   OptionalTensor offsets = as_contiguous(bias), ids = as_contiguous(input_ids), map = as_contiguous(tid2eid);
@@ -291,8 +295,6 @@ std::tuple<Tensor, Tensor, Tensor> gating_top_k(const Tensor& x, int64_t k, cons
     work.map_rows = map->sizes()[0];
     work.id_dtype = dtype_of(*ids);
     work.map_dtype = dtype_of(*map);
-    // An empty tensor has no address, and its ids are all out of range.
-    if (work.ids == nullptr) work.ids = logits.data_ptr();
   }
   launch(device, "npu::npu_moe_gating_top_k", run_top_k, TopKTask{&kTables.active(), work},
          {reads(logits), reads(offsets), reads(ids), reads(map), writes(y), writes(expert_idx), writes(probabilities),

@@ -203,7 +203,6 @@ Restored check_unpermute(const char* op, const Device& device, int64_t rows, int
   const int64_t slots = sorted_indices.numel();
   if (probs.has_value()) {
     check_weights(op, "probs", *probs);
-    check_dims(op, "probs", *probs, 2);
   }
   if (padded) {
     NPU_CHECK_ARG(restore_shape.has_value() && restore_shape->size() == 2 && (*restore_shape)[0] >= 0 &&
@@ -211,10 +210,17 @@ Restored check_unpermute(const char* op, const Device& device, int64_t rows, int
                   op, "restore_shape", "expected [tokens, ", columns, "], which padded_mode needs, got ",
                   restore_shape.has_value() ? shape_text(Sizes(restore_shape->data(), restore_shape->size())) : "None");
     NPU_CHECK_ARG(slots == rows, op, "sorted_indices", "expected ", rows, " elements, one for each row, got ", slots);
-    NPU_CHECK_ARG(!probs.has_value() || probs->numel() == rows, op, "probs", "expected ", rows,
-                  " elements, one for each row, got shape ", shape_text(probs->sizes()));
-    return {(*restore_shape)[0], 1};
+    const int64_t tokens = (*restore_shape)[0];
+    if (probs.has_value() && (tokens > 0 || rows > 0)) {
+      check_dims(op, "probs", *probs, 2);
+      NPU_CHECK_ARG(probs->numel() == rows, op, "probs", "expected ", rows, " elements, one for each row, got shape ",
+                    shape_text(probs->sizes()));
+    }
+    return {tokens, 1};
   }
+  // Without slots the shape of probs does not matter, unless it says that tokens have no experts.
+  if (probs.has_value() && slots == 0 && (probs->dim() != 2 || probs->size(1) > 0)) return {0, 1};
+  if (probs.has_value()) check_dims(op, "probs", *probs, 2);
   const int64_t ranks = probs.has_value() ? probs->size(1) : 1;
   NPU_CHECK_ARG(ranks > 0, op, "probs", "expected at least one column, got shape ", shape_text(probs->sizes()));
   NPU_CHECK_ARG(!probs.has_value() || probs->size(0) * ranks == slots, op, "probs", "expected ", slots,
@@ -254,8 +260,8 @@ struct UnpermuteGradTask {
   MoeSpread work;
   int32_t *first, *next, *token;
   const void* sorted_indices;
-  void* no_probs;  // the one element of the second output without probs
-  int64_t tokens, slots, no_probs_bytes;
+  void* zeros;  // the second output where no slot fills it, else NULL
+  int64_t tokens, slots, zeros_bytes;
   npu_dtype index_dtype;
   bool padded;
 };
@@ -266,7 +272,7 @@ npu_status run_unpermute_grad(void* payload, npu_error* error) {
   npu_status status = check_index("sorted_indices", task.sorted_indices, task.index_dtype, task.slots, 0,
                                   task.padded ? task.tokens : kNoLimit, error);
   if (status != NPU_OK) return status;
-  if (task.no_probs != nullptr) std::memset(task.no_probs, 0, static_cast<size_t>(task.no_probs_bytes));
+  if (task.zeros != nullptr) std::memset(task.zeros, 0, static_cast<size_t>(task.zeros_bytes));
   if (task.padded) {
     for (int64_t i = 0; i < task.slots; ++i) {
       task.token[i] = static_cast<int32_t>(index_at(task.sorted_indices, task.index_dtype, i));
@@ -315,10 +321,10 @@ std::tuple<Tensor, Tensor> unpermute_gradient(const char* op, const char* name, 
                          first + rows,
                          first + rows + slots,
                          positions.data_ptr(),
-                         probs.has_value() ? nullptr : grad_probs.data_ptr(),
+                         probs.has_value() && slots > 0 ? nullptr : grad_probs.data_ptr(),
                          shape.tokens,
                          slots,
-                         npu_dtype_size(dtype),
+                         bytes_of(grad_probs),
                          dtype_of(positions),
                          padded};
   MoeSpread& work = task.work;

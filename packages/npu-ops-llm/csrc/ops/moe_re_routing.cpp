@@ -133,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> re_routing(const Tensor& tokens, cons
                 dtype_argument_name(*tokens_dtype));
   int64_t rows = tokens.sizes()[0];
   NPU_CHECK_ARG(rows <= INT32_MAX, kOp, "tokens", "expected at most 2147483647 rows, got ", rows);
-  if (per_token_scales.has_value()) {
+  if (per_token_scales.has_value() && rows > 0) {
     NPU_CHECK_ARG(per_token_scales->dim() >= 1 && per_token_scales->sizes()[0] == rows, kOp, "per_token_scales",
                   "expected one row for each of the ", rows, " tokens, got shape ",
                   shape_text(per_token_scales->sizes()));
@@ -142,8 +142,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> re_routing(const Tensor& tokens, cons
   OptionalTensor scales = as_contiguous(per_token_scales);
   int64_t ranks = numbers.sizes()[0], experts = numbers.sizes()[1];
   Tensor out = allocate(tokens.sizes(), dtype_of(tokens), device);
-  Tensor out_scales = scales.has_value() ? allocate(scales->sizes(), dtype_of(*scales), device)
-                                         : allocate(Sizes(&rows, 1), NPU_FLOAT32, device);
+  std::vector<int64_t> scale_sizes = {rows};  // without tokens a given tensor may have any shape
+  if (scales.has_value() && scales->dim() > 1) {
+    scale_sizes.insert(scale_sizes.end(), scales->sizes().begin() + 1, scales->sizes().end());
+  }
+  Tensor out_scales = allocate(Sizes(scale_sizes.data(), scale_sizes.size()),
+                               scales.has_value() ? dtype_of(*scales) : NPU_FLOAT32, device);
   Tensor index = allocate(Sizes(&rows, 1), NPU_INT32, device);
   Tensor expert_tokens = allocate(Sizes(&experts, 1), dtype_of(numbers), device);
   int64_t words = 2 * ranks * experts + 1;

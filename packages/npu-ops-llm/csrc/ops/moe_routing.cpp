@@ -157,6 +157,10 @@ struct InitRoutingV2Task {
   int32_t drop_pad, scatter, count_type, counted;
 };
 
+/// The sort counts its keys in passing where it has one pass.  Of more keys those in range are counted afterwards, so
+/// memory does not grow with the experts elsewhere.
+bool counts_while_sorting(int64_t keys) { return sort_passes(static_cast<uint64_t>(keys)) == 1; }
+
 void write_expert_tokens(const InitRoutingV2Task& task) {
   const int64_t count = task.last - task.first;
   if (task.count_type == 2) {
@@ -188,9 +192,16 @@ npu_status run_init_routing_v2(void* payload, npu_error* error) {
     return static_cast<uint64_t>(expert < first ? end - first + 1 : std::min(expert, end) - first);
   };
   int32_t* order = task.scatter ? task.row_idx : nullptr;
-  npu_status status =
-      counting_sort(task.slots, range, key, {order, task.positions, task.counts, task.sort_memory}, error);
+  const bool counted = counts_while_sorting(static_cast<int64_t>(range));
+  npu_status status = counting_sort(task.slots, range, key,
+                                    {order, task.positions, counted ? task.counts : nullptr, task.sort_memory}, error);
   if (status != NPU_OK) return status;
+  if (!counted) {
+    std::memset(task.counts, 0, static_cast<size_t>(last - first) * sizeof(int64_t));
+    for (int64_t slot = 0; slot < task.slots; ++slot) {
+      if (experts[slot] >= first && experts[slot] < last) ++task.counts[experts[slot] - first];
+    }
+  }
   int64_t available = 0;
   for (int64_t i = 0; i < last - first; ++i) {
     task.starts[i] = available;
@@ -350,6 +361,11 @@ void check_v2_numbers(const V2Arguments& a, int64_t tokens) {
                 "expected 1 (counts) with drop_pad_mode 1, got ", a.expert_tokens_num_type);
 }
 
+int64_t blocks_of_64(const Tensor& x, std::optional<int64_t> x_dtype) {
+  bool packed = x_dtype.has_value() && (*x_dtype == 296 || *x_dtype == 297);
+  return ceil_div(packed ? 2 * x.sizes()[1] : x.sizes()[1], 64);
+}
+
 /// Checks scale and offset; for copied rows also says what the scales of one row are.
 void check_v2_scales(const V2Arguments& a, const Tensor& x, const OptionalTensor& scale, const OptionalTensor& offset,
                      std::optional<int64_t> x_dtype, RowFormat& format) {
@@ -364,7 +380,14 @@ void check_v2_scales(const V2Arguments& a, const Tensor& x, const OptionalTensor
     NPU_CHECK_ARG(columns % 2 == 0, kV2, "x", "expected an even hidden size for quant_mode 13 (int4), got ", columns);
     check_dtype(kV2, "x", x, {NPU_FLOAT32, NPU_BFLOAT16});
   }
-  if (tokens == 0) return;
+  if (tokens == 0) {  // the shape of the scales does not matter, but the expanded ones have as many dims as ever
+    bool blocks = scale.has_value() && a.quant_mode == -1 && is_byte_type(dtype_of(x)) && scale->dim() == 3;
+    if (blocks && (dtype_of(*scale) == NPU_UINT8 || dtype_of(*scale) == kFloat8E8m0)) {
+      format.scale_dtype = dtype_of(*scale);
+      format.scale_sizes = {blocks_of_64(x, x_dtype), 2};
+    }
+    return;
+  }
   if (a.quant_mode == 0) {
     check_dtype(kV2, "scale", *scale, {NPU_FLOAT32});
     check_dtype(kV2, "offset", *offset, {NPU_FLOAT32});
@@ -387,8 +410,7 @@ void check_v2_scales(const V2Arguments& a, const Tensor& x, const OptionalTensor
   if (a.quant_mode != -1) return;  // the float8 modes take no scale
   npu_dtype scale_dtype = dtype_of(*scale);
   if (is_byte_type(dtype_of(x)) && scale->dim() == 3) {
-    bool packed = x_dtype.has_value() && (*x_dtype == 296 || *x_dtype == 297);
-    int64_t expected[] = {tokens, ceil_div(packed ? 2 * columns : columns, 64), 2};
+    int64_t expected[] = {tokens, blocks_of_64(x, x_dtype), 2};
     check_sizes(kV2, "scale", *scale, Sizes(expected, 3), "(tokens, blocks of 64, 2)");
     NPU_CHECK_ARG(scale_dtype == NPU_UINT8 || scale_dtype == kFloat8E8m0, kV2, "scale",
                   "expected dtype uint8 or float8_e8m0fnu, got ", npu_dtype_name(scale_dtype));
@@ -461,9 +483,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> init_routing_v2(
   Tensor in = as_contiguous(x), experts = as_contiguous(expert_idx);
   OptionalTensor scales = as_contiguous(scale), offsets = as_contiguous(offset);
   int64_t range = expert_num - arguments.first + 2;  // keys of the sort
-  Tensor scratch = allocate_words(range + local + ceil_div(slots + sort_scratch(slots, range), 2), device);
+  const int64_t counted = counts_while_sorting(range) ? range : local;
+  Tensor scratch = allocate_words(counted + local + ceil_div(slots + sort_scratch(slots, range), 2), device);
   auto* counts = static_cast<int64_t*>(scratch.data_ptr());
-  int64_t* starts = counts + range;
+  int64_t* starts = counts + counted;
   auto* positions = reinterpret_cast<int32_t*>(starts + local);
   bool smooth = quant_mode == 0 || quant_mode == 1 || quant_mode == 13;
   InitRoutingV2Task task{};

@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> permute(const Tensor& tokens, const Tensor& r
                 " rows, one for each token, got shape ", shape_text(routing_map.sizes()));
   if (probs.has_value()) {
     check_weights(kOp, "probs", *probs);
-    check_sizes(kOp, "probs", *probs, routing_map.sizes(), "(tokens, experts)");
+    if (count > 0) check_sizes(kOp, "probs", *probs, routing_map.sizes(), "(tokens, experts)");
   }
   NPU_CHECK_ARG(wanted >= 0, kOp, "num_out_tokens", "expected a number of rows, got ", wanted);
   const int64_t parts = drop_and_pad ? experts : count, each = parts > 0 ? wanted / parts : 0, rows = each * parts;
@@ -122,7 +122,7 @@ struct PermuteGradTask {
   const int32_t* sorted_indices;
   int32_t* experts;
   int64_t rows, capacity, element_size;
-  bool padded;
+  bool padded, with_probs;  // an empty tensor may have no address: pointers do not tell
 };
 
 npu_status run_permute_grad(void* payload, npu_error* error) {
@@ -132,7 +132,7 @@ npu_status run_permute_grad(void* payload, npu_error* error) {
   npu_status status = check_index("sorted_indices", task.sorted_indices, NPU_INT32, task.rows, 0,
                                   task.padded ? map.tokens : task.rows, error);
   if (status != NPU_OK) return status;
-  if (task.grad_probs != nullptr) {
+  if (task.with_probs) {
     std::memset(task.out_probs, 0, static_cast<size_t>(map.tokens * map.experts * task.element_size));
     if (task.padded) {
       for (int64_t i = 0; i < task.rows; ++i) {
@@ -179,7 +179,9 @@ std::tuple<Tensor, Tensor> permute_grad(const Tensor& grad, const OptionalTensor
                 rows);
   if (probs_grad.has_value()) {
     check_weights(kOp, "probs_grad", *probs_grad);
-    check_sizes(kOp, "probs_grad", *probs_grad, Sizes(row_sizes, 1), "(rows of permuted_token_out_grad)");
+    if (tokens > 0 || rows > 0) {
+      check_sizes(kOp, "probs_grad", *probs_grad, Sizes(row_sizes, 1), "(rows of permuted_token_out_grad)");
+    }
   }
 
   const npu_dtype dtype = dtype_of(grad);
@@ -199,7 +201,8 @@ std::tuple<Tensor, Tensor> permute_grad(const Tensor& grad, const OptionalTensor
                        rows,
                        each,
                        probs_grad.has_value() ? npu_dtype_size(dtype_of(*probs_grad)) : 0,
-                       drop_and_pad};
+                       drop_and_pad,
+                       probs_grad.has_value()};
   MoeCombine& sum = task.sum;
   sum.rows = packed.data_ptr();
   sum.index = positions.data_ptr();
@@ -230,7 +233,7 @@ struct UnpermuteTask {
   int32_t *out_index, *permuted_token_id;  // NULL: not wanted
   int64_t rows, capacity, element_size;
   npu_dtype probs_dtype;
-  bool padded;
+  bool padded, weighted;  // an empty tensor may have no address: pointers do not tell
 };
 
 npu_status run_unpermute(void* payload, npu_error* error) {
@@ -242,12 +245,12 @@ npu_status run_unpermute(void* payload, npu_error* error) {
   npu_status status =
       check_index("sorted_indices", sum.index, index_dtype, task.rows, 0, task.padded ? map.tokens : task.rows, error);
   if (status != NPU_OK) return status;
-  if (task.probs != nullptr && task.padded) {
+  if (task.weighted && task.padded) {
     for (int64_t i = 0; i < task.rows; ++i) {
       copy_element(task.permute_probs, i, task.probs,
                    index_at(token_of_row, index_dtype, i) * map.experts + i / task.capacity, task.element_size);
     }
-  } else if (task.probs != nullptr) {
+  } else if (task.weighted) {
     status = find_experts(map, task.experts, error);
     if (status != NPU_OK) return status;
     for (int64_t slot = 0; slot < task.rows; ++slot) {
@@ -302,13 +305,16 @@ Unpermuted unpermute_as(const char* op, const char* name, const Tensor& permuted
   NPU_CHECK_ARG(!probs.has_value() || routing_map.has_value(), op, "routing_map",
                 "expected the map of tokens and experts, which probs needs, got None");
   int64_t experts = 0;
-  if (routing_map.has_value()) {
+  if (tokens == 0 && rows == 0) {  // the shapes of what is optional do not matter
+    if (probs.has_value()) check_weights(op, "probs", *probs);
+    if (routing_map.has_value()) check_dtype(op, "routing_map", *routing_map, {NPU_BOOL, NPU_INT8, NPU_UINT8});
+  } else if (routing_map.has_value()) {
     check_map(op, *routing_map);
     experts = routing_map->size(1);
     NPU_CHECK_ARG(routing_map->size(0) == tokens, op, "routing_map", "expected ", tokens,
                   " rows, one for each token, got shape ", shape_text(routing_map->sizes()));
   }
-  if (probs.has_value()) {
+  if (probs.has_value() && (tokens > 0 || rows > 0)) {
     check_weights(op, "probs", *probs);
     check_sizes(op, "probs", *probs, routing_map->sizes(), "(tokens, experts)");
   }
@@ -347,7 +353,8 @@ Unpermuted unpermute_as(const char* op, const char* name, const Tensor& permuted
                        each,
                        npu_dtype_size(probs_dtype),
                        probs_dtype,
-                       padded};
+                       padded,
+                       probs.has_value()};
     MoeCombine& sum = task.sum;
     sum.rows = packed.data_ptr();
     sum.index = positions.data_ptr();
@@ -395,10 +402,30 @@ struct UnpermuteGradTask {
   RoutingMap map;
   const void* probs;
   void *weights, *grad_probs;
+  float* sums;  // where padded: grad_probs in float32
   int32_t *first, *next, *experts;
-  int64_t rows, capacity, probs_size, grad_size;
-  bool padded;
+  int64_t rows, capacity, probs_size, grad_size, grad_bytes;
+  bool padded, weighted;  // an empty tensor may have no address: pointers do not tell
 };
+
+/// A token may have several rows of one expert: the products of a pair are added, in the order of the slots.
+template <class Pair>
+npu_status add_products(const UnpermuteGradTask& task, const Pair& pair, npu_error* error) {
+  const RoutingMap& map = task.map;
+  const auto* products = static_cast<const float*>(task.work.products);
+  std::memset(task.sums, 0, static_cast<size_t>(map.tokens * map.experts) * sizeof(float));
+  for (int64_t slot = 0; slot < task.rows; ++slot) task.sums[pair(slot)] += products[slot];
+  if (task.sums == task.grad_probs) return NPU_OK;
+  MoeCombine convert{};
+  convert.rows = task.sums;
+  convert.out = task.grad_probs;
+  convert.row_count = map.tokens;
+  convert.columns = map.experts;
+  convert.ranks = convert.token_step = convert.rank_step = 1;
+  convert.dtype = NPU_FLOAT32;
+  convert.out_dtype = task.work.dtype;
+  return run_combine(*task.kernels, convert, map.tokens, map.tokens, error);
+}
 
 npu_status run_unpermute_grad(void* payload, npu_error* error) {
   const auto& task = *static_cast<const UnpermuteGradTask*>(payload);
@@ -408,7 +435,7 @@ npu_status run_unpermute_grad(void* payload, npu_error* error) {
   if (status != NPU_OK) return status;
   if (task.padded) {
     status = check_index("permuted_token_id", work.token, NPU_INT32, task.rows, 0, map.tokens, error);
-  } else if (task.probs != nullptr) {
+  } else if (task.weighted) {
     status = find_experts(map, task.experts, error);
   }
   if (status != NPU_OK) return status;
@@ -417,14 +444,15 @@ npu_status run_unpermute_grad(void* payload, npu_error* error) {
     return task.padded ? work.token[slot] * map.experts + row_of_slot[slot] / task.capacity
                        : slot / map.ranks * map.experts + task.experts[slot];
   };
-  if (task.probs != nullptr) {
+  if (task.weighted) {
     for (int64_t slot = 0; slot < task.rows; ++slot) {
       copy_element(task.weights, slot, task.probs, pair(slot), task.probs_size);
     }
   }
   status = run_spread(*task.kernels, work, task.first, task.next, task.rows, error);
-  if (status != NPU_OK || task.probs == nullptr) return status;
-  std::memset(task.grad_probs, 0, static_cast<size_t>(map.tokens * map.experts * task.grad_size));
+  if (status != NPU_OK || !task.weighted) return status;
+  if (task.padded && task.rows > 0) return add_products(task, pair, error);
+  std::memset(task.grad_probs, 0, static_cast<size_t>(task.grad_bytes));
   for (int64_t slot = 0; slot < task.rows; ++slot) {
     copy_element(task.grad_probs, pair(slot), work.products, slot, task.grad_size);
   }
@@ -458,8 +486,13 @@ std::tuple<Tensor, Tensor> unpermute_grad(const Tensor& grad, const Tensor& out_
                 "expected the map of tokens and experts, which probs needs, got None");
   NPU_CHECK_ARG(!probs.has_value() || permuted_tokens.has_value(), kOp, "permuted_tokens",
                 "expected the tensor that was unpermuted, which the gradient of probs needs, got None");
+  const bool empty = tokens == 0 && rows == 0;  // then the shapes of what is optional do not matter
   int64_t experts = 0;
-  if (probs.has_value()) {
+  if (probs.has_value() && empty) {
+    check_dtype(kOp, "routing_map", *routing_map, {NPU_BOOL, NPU_INT8, NPU_UINT8});
+    check_weights(kOp, "probs", *probs);
+    check_dtype(kOp, "permuted_tokens", *permuted_tokens, {dtype});
+  } else if (probs.has_value()) {
     check_map(kOp, *routing_map);
     experts = routing_map->size(1);
     const int64_t map_sizes[] = {tokens, experts}, expected[] = {rows, columns};
@@ -470,7 +503,7 @@ std::tuple<Tensor, Tensor> unpermute_grad(const Tensor& grad, const Tensor& out_
     check_sizes(kOp, "permuted_tokens", *permuted_tokens, Sizes(expected, 2), "(rows, hidden)");
   }
   int64_t each = 0;
-  if (!drop_and_pad || probs.has_value()) {
+  if (!drop_and_pad || (probs.has_value() && !empty)) {
     const int64_t parts = drop_and_pad ? experts : tokens;
     each = parts > 0 ? rows / parts : 0;
     NPU_CHECK_ARG(each * parts == rows, kOp, "out_index", "expected a multiple of ", parts, " elements, one part for ",
@@ -482,11 +515,13 @@ std::tuple<Tensor, Tensor> unpermute_grad(const Tensor& grad, const Tensor& out_
                  map = probs.has_value() ? as_contiguous(routing_map) : std::nullopt,
                  packed_probs = as_contiguous(probs);
   Tensor out = allocate({rows, columns}, dtype, device);
-  Tensor grad_probs = probs.has_value() ? allocate({tokens, experts}, dtype, device) : no_tensor();
-  OptionalTensor weights, products;
+  Tensor grad_probs = probs.has_value() ? npu::kernels::allocate(probs->sizes(), dtype, device) : no_tensor();
+  OptionalTensor weights, products, sums;
+  const npu_dtype products_dtype = drop_and_pad ? NPU_FLOAT32 : dtype;
   if (probs.has_value()) {
     weights = allocate({rows}, dtype_of(*probs), device);
-    products = allocate({rows}, dtype, device);
+    products = allocate({rows}, products_dtype, device);
+    if (drop_and_pad) sums = dtype == NPU_FLOAT32 ? grad_probs : allocate({tokens, experts}, NPU_FLOAT32, device);
   }
   Tensor scratch = allocate({3 * rows}, NPU_INT32, device);
   auto* memory = static_cast<int32_t*>(scratch.data_ptr());
@@ -496,6 +531,7 @@ std::tuple<Tensor, Tensor> unpermute_grad(const Tensor& grad, const Tensor& out_
                          pointer_or_null(packed_probs),
                          pointer_or_null(weights),
                          probs.has_value() ? grad_probs.data_ptr() : nullptr,
+                         static_cast<float*>(pointer_or_null(sums)),
                          memory,
                          memory + rows,
                          memory + 2 * rows,
@@ -503,7 +539,9 @@ std::tuple<Tensor, Tensor> unpermute_grad(const Tensor& grad, const Tensor& out_
                          each,
                          npu_dtype_size(dtype_or(probs, dtype)),
                          npu_dtype_size(dtype),
-                         drop_and_pad};
+                         probs.has_value() ? bytes_of(grad_probs) : 0,
+                         drop_and_pad,
+                         probs.has_value()};
   MoeSpread& work = task.work;
   work.upstream = upstream.data_ptr();
   work.rows = pointer_or_null(packed);
@@ -517,7 +555,8 @@ std::tuple<Tensor, Tensor> unpermute_grad(const Tensor& grad, const Tensor& out_
   work.row_count = rows;
   work.columns = columns;
   work.ranks = each;
-  work.dtype = work.upstream_dtype = work.products_dtype = dtype;
+  work.dtype = work.upstream_dtype = dtype;
+  work.products_dtype = products_dtype;
   work.index_dtype = NPU_INT32;
   work.weights_dtype = dtype_or(probs, NPU_FLOAT32);
   work.stream = streams_rows(out, columns * npu_dtype_size(dtype));
@@ -527,7 +566,8 @@ std::tuple<Tensor, Tensor> unpermute_grad(const Tensor& grad, const Tensor& out_
   launch(device, "npu::npu_moe_token_unpermute_with_routing_map_grad", run_unpermute_grad, task,
          {reads(upstream), reads(positions), reads(ids), reads(map), reads(packed), reads(packed_probs), writes(out),
           written(probs.has_value(), grad_probs), written(probs.has_value(), weights.value_or(out)),
-          written(probs.has_value(), products.value_or(out)), writes(scratch)});
+          written(probs.has_value(), products.value_or(out)), written(sums.has_value(), sums.value_or(out)),
+          writes(scratch)});
   return {out, grad_probs};
 }
 

@@ -4,6 +4,7 @@ from functools import partial
 
 from torch import Tensor
 
+from npu_ops_llm.moe_shapes import is_empty
 from npu_ops_llm.registration import check, fake
 
 _OP = "npu_moe_finalize_routing"
@@ -83,7 +84,8 @@ def npu_moe_finalize_routing(
     mode = drop_pad_mode or 0
     check(mode in (0, 1, 2, 3), _OP, "drop_pad_mode", f"expected 0, 1, 2 or 3, got {mode}")
     slots = expanded_src_to_dst_row.numel()
-    if scales is not None:
+    # Without tokens the shapes of what is optional do not matter.
+    if scales is not None and (scales.dim() == 2 or not is_empty(slots)):
         check(scales.dim() == 2, _OP, "scales", lambda: f"expected 2 dims, got shape {list(scales.shape)}")
         tokens, ranks = scales.shape
     else:
@@ -107,8 +109,9 @@ def npu_moe_finalize_routing(
         "skip2",
         "expected None without skip1; pass the tensor as skip1",
     )
+    empty = is_empty(tokens)
     for name, skip in (("skip1", skip1), ("skip2", skip2)):
-        if skip is not None:
+        if skip is not None and not empty:
             same = skip.dim() == 2 and skip.shape[0] == tokens and skip.shape[1] == rows.shape[-1]
             message = partial(
                 "expected shape {} (tokens, hidden), got {}".format, [tokens, rows.shape[-1]], list(skip.shape)
@@ -124,13 +127,13 @@ def npu_moe_finalize_routing(
         assert export_for_source_row is not None
         experts = export_for_source_row
         check(
-            bias.dim() == 2 and bias.shape[1] == rows.shape[-1],
+            empty or bias.dim() == 2 and bias.shape[1] == rows.shape[-1],
             _OP,
             "bias",
             lambda: f"expected shape (experts, {rows.shape[-1]}), got {list(bias.shape)}",
         )
         check(
-            experts.dim() == 2 and experts.shape[0] == tokens and experts.shape[1] == ranks,
+            empty or experts.dim() == 2 and experts.shape[0] == tokens and experts.shape[1] == ranks,
             _OP,
             "export_for_source_row",
             lambda: f"expected shape {[tokens, ranks]} (tokens, k), got {list(experts.shape)}",

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npu_ops_llm.moe_shapes import is_empty
 from npu_ops_llm.registration import check, differentiable_with_keywords, fake, once_differentiable
 
 
@@ -48,7 +49,7 @@ def _softmax_shape(op: str, x: Tensor, finished: Tensor | None, k: int) -> list[
     experts = x.shape[-1]
     check(k >= 0, op, "k", lambda: f"expected 0 to {experts} (the experts of x), got {k}")
     check(k <= experts, op, "k", lambda: f"expected 0 to {experts} (the experts of x), got {k}")
-    if finished is not None:
+    if finished is not None and not is_empty(*x.shape[:-1]):
         check(
             finished.dim() == x.dim() - 1
             and all(ours == theirs for ours, theirs in zip(finished.shape, x.shape[:-1], strict=True)),
@@ -241,7 +242,7 @@ def npu_moe_gating_top_k(
     op = "npu_moe_gating_top_k"
     check(x.dim() == 2, op, "x", lambda: f"expected 2 dims, (rows, experts), got shape {list(x.shape)}")
     rows, experts = x.shape
-    if bias is not None:
+    if bias is not None and not is_empty(rows):
         check(
             bias.dim() == 1 and bias.shape[0] == experts,
             op,

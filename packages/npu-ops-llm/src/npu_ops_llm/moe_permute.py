@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from npu_ops_llm import moe_routing_map  # noqa: F401  the second half of this family
+from npu_ops_llm.moe_shapes import is_empty
 from npu_ops_llm.registration import check, differentiable, fake, once_differentiable
 
 
@@ -180,8 +181,6 @@ def _tokens_of_unpermute(
 ) -> int | torch.SymInt:
     """Check what unpermute and its gradient have in common; return the number of tokens."""
     slots = sorted_indices.numel()
-    if probs is not None:
-        _check_dims(op, "probs", probs, 2)
     if padded:
         shape = restore_shape
         check(
@@ -196,17 +195,23 @@ def _tokens_of_unpermute(
             "sorted_indices",
             lambda: f"expected {rows} elements, one for each row, got {slots}",
         )
-        check(
-            probs is None or probs.numel() == rows,
-            op,
-            "probs",
-            lambda: f"expected {rows} elements, one for each row, got shape {list(probs.shape)}",  # type: ignore[union-attr]
-        )
         assert shape is not None
+        if probs is not None and not (is_empty(shape[0]) and is_empty(rows)):
+            _check_dims(op, "probs", probs, 2)
+            check(
+                probs.numel() == rows,
+                op,
+                "probs",
+                lambda: f"expected {rows} elements, one for each row, got shape {list(probs.shape)}",
+            )
         return shape[0]
     _check_dims(op, "sorted_indices", sorted_indices, 1)
     if probs is None:
         return slots
+    # Without slots the shape of probs does not matter, unless it says that tokens have no experts.
+    if is_empty(slots) and (probs.dim() != 2 or not is_empty(probs.shape[1])):
+        return slots
+    _check_dims(op, "probs", probs, 2)
     check(probs.shape[1] > 0, op, "probs", lambda: f"expected at least one column, got shape {list(probs.shape)}")
     check(
         probs.numel() == slots,

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from npu_ops_llm.moe_shapes import is_empty
 from npu_ops_llm.registration import check, fake
 
 Size: TypeAlias = int | torch.SymInt
@@ -91,18 +92,34 @@ def npu_moe_init_routing(
 
 
 _E5M2_MODES = (2, 4, 11, 14, 16)
+_BYTE_TYPES = (torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def _row_format(
-    op: str, quant_mode: int, x: Tensor, scale: Tensor | None
+    op: str, quant_mode: int, x: Tensor, scale: Tensor | None, x_dtype: int | None
 ) -> tuple[torch.dtype, Size, torch.dtype, list[Size]]:
     """Dtype and length of the expanded rows, dtype and sizes of the scales of one row."""
     columns = x.shape[1]
     float8 = torch.float8_e5m2 if quant_mode in _E5M2_MODES else torch.float8_e4m3fn
     if quant_mode == -1:
-        if scale is not None and scale.dim() == 3:
-            return x.dtype, columns, scale.dtype, [scale.shape[1], scale.shape[2]]
-        return x.dtype, columns, torch.float32, []
+        if scale is None or scale.dim() != 3 or x.dtype not in _BYTE_TYPES:
+            check(
+                scale is None or is_empty(x.shape[0]) or (scale.dim() == 1 and scale.shape[0] == x.shape[0]),
+                op,
+                "scale",
+                lambda: f"expected shape [{x.shape[0]}] (tokens), got {list(scale.shape)}",  # type: ignore[union-attr]
+            )
+            return x.dtype, columns, torch.float32, []
+        if is_empty(x.shape[0]) and scale.dtype not in (torch.uint8, torch.float8_e8m0fnu):
+            return x.dtype, columns, torch.float32, []
+        blocks = ((2 * columns if x_dtype in (296, 297) else columns) + 63) // 64
+        check(
+            is_empty(x.shape[0]) or (scale.shape[0] == x.shape[0] and scale.shape[1] == blocks and scale.shape[2] == 2),
+            op,
+            "scale",
+            lambda: f"expected shape {[x.shape[0], blocks, 2]} (tokens, blocks of 64, 2), got {list(scale.shape)}",
+        )
+        return x.dtype, columns, scale.dtype, [blocks, 2]
     if quant_mode in (0, 1):
         return torch.int8, columns, torch.float32, []
     if quant_mode == 13:
@@ -224,7 +241,7 @@ def npu_moe_init_routing_v2(
     )
     tokens, k = expert_idx.shape
     slots = tokens * k
-    dtype, columns, scale_dtype, scale_sizes = _row_format(op, quant_mode, x, scale)
+    dtype, columns, scale_dtype, scale_sizes = _row_format(op, quant_mode, x, scale, x_dtype)
     leading: list[Size] = [torch.sym_min(active_num, slots) if active_num > 0 else slots]
     rows = leading[0]
     if drop_pad_mode == 1:
@@ -300,12 +317,12 @@ def npu_moe_re_routing(
         scales = tokens.new_empty((rows,), dtype=torch.float32)
     else:
         check(
-            per_token_scales.dim() >= 1 and per_token_scales.shape[0] == rows,
+            is_empty(rows) or (per_token_scales.dim() >= 1 and per_token_scales.shape[0] == rows),
             op,
             "per_token_scales",
             lambda: f"expected one row for each of the {rows} tokens, got shape {list(per_token_scales.shape)}",
         )
-        scales = per_token_scales.new_empty(per_token_scales.shape)
+        scales = per_token_scales.new_empty((rows, *per_token_scales.shape[1:]))
     return (
         tokens.new_empty(tokens.shape),
         scales,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npu_ops_llm.moe_shapes import is_empty
 from npu_ops_llm.registration import check, differentiable_with_keywords, fake, once_differentiable
 
 
@@ -90,7 +91,7 @@ def npu_moe_token_permute_with_routing_map(
         "routing_map",
         lambda: f"expected {count} rows, one for each token, got shape {list(routing_map.shape)}",
     )
-    if probs is not None:
+    if probs is not None and not is_empty(count):
         _check_shape(op, "probs", probs, routing_map.shape, "tokens, experts")
     wanted = count if num_out_tokens is None else num_out_tokens
     check(wanted >= 0, op, "num_out_tokens", lambda: f"expected a number of rows, got {wanted}")
@@ -162,7 +163,8 @@ def npu_moe_token_permute_with_routing_map_grad(
     grad_tokens = permuted_token_out_grad.new_empty(tokens_num, columns)
     if probs_grad is None:
         return grad_tokens, None
-    _check_shape(op, "probs_grad", probs_grad, (rows,), "rows of permuted_token_out_grad")
+    if not (is_empty(tokens_num) and is_empty(rows)):
+        _check_shape(op, "probs_grad", probs_grad, (rows,), "rows of permuted_token_out_grad")
     return grad_tokens, probs_grad.new_empty(tokens_num, experts_num)
 
 
@@ -191,6 +193,8 @@ def _check_unpermute(
         "expected the map of tokens and experts, which probs needs, got None",
     )
     tokens = restore_shape[0]
+    if is_empty(tokens) and is_empty(rows):
+        return
     if routing_map is not None:
         _check_dims(op, "routing_map", routing_map, 2)
         check(
@@ -385,6 +389,8 @@ def npu_moe_token_unpermute_with_routing_map_grad(
         "expected the tensor that was unpermuted, which the gradient of probs needs, got None",
     )
     assert routing_map is not None and permuted_tokens is not None
+    if is_empty(tokens) and is_empty(rows):
+        return grad_permuted, grad.new_empty(probs.shape)
     _check_dims(op, "routing_map", routing_map, 2)
     experts = routing_map.shape[1]
     _check_shape(op, "routing_map", routing_map, (tokens, experts), "tokens, experts")
@@ -399,6 +405,7 @@ def _save_permute(ctx: Any, inputs: dict[str, Any], output: tuple[Tensor, Tensor
     ctx.mark_non_differentiable(sorted_indices)
     ctx.save_for_backward(sorted_indices, inputs["routing_map"])
     ctx.drop_and_pad = inputs["drop_and_pad"]
+    ctx.probs_shape = None if inputs["probs"] is None else inputs["probs"].shape
 
 
 def _permute_gradient(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -407,6 +414,8 @@ def _permute_gradient(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | Non
     grad_tokens, grad_probs = torch.ops.npu.npu_moe_token_permute_with_routing_map_grad(
         gradients[0], gradients[1], sorted_indices, routing_map, experts, tokens, ctx.drop_and_pad
     )
+    if grad_probs is not None and is_empty(tokens):  # probs may have any shape
+        grad_probs = grad_probs.new_zeros(ctx.probs_shape)
     return grad_tokens, grad_probs
 
 
