@@ -198,7 +198,7 @@ def npu_quant_scatter(
 
     Examples
     --------
-    >>> cache, updates = torch.zeros(1, 2, 2, dtype=torch.int8), torch.tensor([[[1.0, 2.5]]])
+    >>> cache, updates = torch.zeros(1, 2, 2, dtype=torch.int8), torch.tensor([[[1.0, 2.5]]]).half()
     >>> torch.ops.npu.npu_quant_scatter(cache, torch.tensor([1]), updates, torch.tensor([0.5, 0.5]))
     tensor([[[0, 0],
              [2, 5]]], dtype=torch.int8)
