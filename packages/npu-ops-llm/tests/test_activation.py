@@ -48,7 +48,10 @@ BACKWARD: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Function]] = {
     "npu_fast_gelu_backward": (OPS.npu_fast_gelu_backward, quick_gelu),
     "npu_gelu_backward": (OPS.npu_gelu_backward, erf_gelu),
     "npu_gelu_backward-tanh": (lambda dy, x: OPS.npu_gelu_backward(dy, x, approximate="tanh"), tanh_gelu),
-    "npu_silu_backward": (lambda dy, x: OPS.npu_silu_backward(dy, x, silu(x.double()).to(x.dtype)), silu),
+    "npu_silu_backward": (
+        lambda dy, x: OPS.npu_silu_backward(dy, x, silu(x.cpu().double()).to(x.dtype).to(x.device)),
+        silu,
+    ),
 }
 every_forward = pytest.mark.parametrize("name", FORWARD)
 every_backward = pytest.mark.parametrize("name", BACKWARD)
@@ -90,7 +93,7 @@ def test_forward(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: 
 def test_backward(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
     op, reference = BACKWARD[name]
     x, dy = ((torch.randn(shape) * 2).to(dtype).to(device) for _ in range(2))
-    dx = op(dy.cpu(), x.cpu()).to(device) if name == "npu_silu_backward" else op(dy, x)
+    dx = op(dy, x)
     assert dx.shape == x.shape and dx.device == x.device
     expected = dy.cpu().double() * derivative(reference, x)
     if name == "npu_silu_backward":  # the rounded result is an argument: its error counts
@@ -386,18 +389,26 @@ def test_derivative_of_tanh_gelu_does_not_overflow(dtype: torch.dtype, isa: str)
 @pytest.mark.parametrize("other", DTYPES)
 @every_dtype
 @pytest.mark.parametrize(
-    ("grad_shape", "shape"), [((4, 5), (4, 5)), ((5,), (4, 5)), ((4, 5), (4, 1)), ((3, 1, 5), (4, 1)), ((), (2, 3))]
+    ("grad_shape", "shape"),
+    [((4, 5), (4, 5)), ((5,), (4, 5)), ((4, 5), (4, 1)), ((3, 1, 5), (4, 1)), ((), (2, 3)), ((2,), ()), ((), ())],
 )
 def test_gelu_backward_broadcasts_and_promotes(
     grad_shape: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype, other: torch.dtype, device: str
 ) -> None:
     dy, x = torch.randn(grad_shape).to(other).to(device), torch.randn(shape).to(dtype).to(device)
     dx = OPS.npu_gelu_backward(dy, x)
-    result = torch.result_type(dy.cpu()[None], x.cpu()[None]) if not grad_shape else torch.promote_types(other, dtype)
-    assert dx.dtype == result == torch.promote_types(other, dtype)
+    assert dx.dtype == torch.result_type(dy, x)
+    assert OPS.npu_gelu_backward(dy.to("meta"), x.to("meta")).dtype == dx.dtype
+    dy, x = dy.to(dx.dtype), x.to(dx.dtype)  # both are converted first
     expected = dy.cpu().double() * derivative(erf_gelu, x)
     assert dx.shape == expected.shape
     assert_near(dx, expected, dx.dtype, 4 if dx.dtype == torch.float32 else 1)
+
+
+def test_gelu_backward_of_one_number_keeps_the_dtype(device: str) -> None:
+    one, x = torch.tensor(1.0, device=device), torch.randn(3, device=device).bfloat16()
+    assert OPS.npu_gelu_backward(one, x).dtype == torch.bfloat16
+    assert OPS.npu_gelu_backward(x, one).dtype == torch.bfloat16
 
 
 # ---- npu_gelu_mul ---------------------------------------------------------------------------------------------------
@@ -561,3 +572,34 @@ print([(str(w.message), w.category.__name__) for w in seen])
         "torch_npu.npu_silu is deprecated and will be removed in future version. Use torch.nn.functional.silu instead."
     )
     assert result.stdout.strip() == str([(message, "UserWarning")]), result.stderr
+
+
+def test_fake_kernels_refuse_dtypes() -> None:
+    x, half = torch.ones(2, 4, dtype=torch.float64, device="meta"), torch.ones(2, 4, dtype=torch.half, device="meta")
+    one = torch.ones(2, 4, device="meta")
+    wrong = "expected dtype float16, bfloat16 or float32, got float64"
+    for call, message in (
+        (lambda: OPS.npu_fast_gelu(x), f"npu_fast_gelu: argument self: {wrong}"),
+        (lambda: OPS.fast_gelu(x), f"fast_gelu: argument self: {wrong}"),
+        (lambda: OPS.npu_fast_gelu_backward(x, x), f"npu_fast_gelu_backward: argument self: {wrong}"),
+        (
+            lambda: OPS.npu_fast_gelu_backward(half, one),
+            r"argument grad: expected dtype float32 \(as self\), got float16",
+        ),
+        (lambda: OPS.npu_gelu(x), f"npu_gelu: argument self: {wrong}"),
+        (lambda: OPS.npu_gelu_backward(one, x), f"npu_gelu_backward: argument self: {wrong}"),
+        (lambda: OPS.npu_gelu_backward(x, one), f"npu_gelu_backward: argument grad_output: {wrong}"),
+        (lambda: OPS.npu_gelu_mul(x), f"npu_gelu_mul: argument input: {wrong}"),
+        (lambda: OPS.npu_silu(x), f"npu_silu: argument self: {wrong}"),
+        (lambda: OPS.npu_silu_(x), f"npu_silu_: argument self: {wrong}"),
+        (lambda: OPS.npu_silu_backward(x, x, x), f"npu_silu_backward: argument x0: {wrong}"),
+        (lambda: OPS.npu_silu_backward(one, one, half), r"argument x1: expected dtype float32 \(as x0\), got float16"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+def test_gelu_mul_of_many_dims(device: str) -> None:
+    x = torch.randn(*[2] * 9, 6).to(device).permute(8, 6, 4, 2, 0, 7, 5, 3, 1, 9)
+    for y in (x, torch.randn(*[2] * 10).to(device).permute(9, 6, 4, 2, 0, 7, 5, 3, 1, 8)):
+        assert torch.equal(OPS.npu_gelu_mul(y).cpu(), OPS.npu_gelu_mul(y.contiguous()).cpu())

@@ -335,6 +335,58 @@ def test_errors(op: Any, device: str) -> None:
         torch_npu.npu.synchronize()
 
 
+def test_ends_behind_the_last_row_are_refused(device: str) -> None:
+    import torch_npu
+
+    x, smooth = torch.ones(2, 3, 8, device=device), torch.ones(2, 8, device=device)
+    for op, dtype, last in itertools.product((SYMMETRIC, ASYMMETRIC), (torch.int32, torch.int64), (7, 1000)):
+        with pytest.raises(
+            ValueError,
+            match=f"{op.__name__}.*argument group_index: expected row ends of at most 6, .* got {last} for group 1",
+        ):
+            op(x, smooth_scales=smooth, group_index=torch.tensor([2, last], dtype=dtype, device=device))
+            torch_npu.npu.synchronize()
+
+
+def test_fake_kernels_refuse_dtypes() -> None:
+    x, smooth = torch.ones(4, 8, device="meta"), torch.ones(2, 8, device="meta")
+    ends = torch.ones(2, device="meta")
+    for op in (SYMMETRIC, ASYMMETRIC):
+        for call, message in (
+            (lambda op=op: op(x.double()), "argument input: expected dtype float16, bfloat16 or float32, got float64"),
+            (lambda op=op: op(x, smooth_scales=smooth[0].double()), "argument smooth_scales: .* got float64"),
+            (
+                lambda op=op: op(x, smooth_scales=smooth, group_index=ends),
+                "group_index: .* int32 or int64, got float32",
+            ),
+        ):
+            with pytest.raises(RuntimeError, match=f"{op.__name__}: .*{message}"):
+                call()
+
+
+def test_many_dims(device: str) -> None:
+    x = torch.randn(*[2] * 10, 8).to(device).permute(9, 7, 5, 3, 1, 8, 6, 4, 2, 0, 10)
+    for op, mode in itertools.product((SYMMETRIC, ASYMMETRIC), REDUCED):
+        for actual, expected in zip(op(x, quant_mode=mode), op(x.contiguous(), quant_mode=mode), strict=True):
+            assert torch.equal(actual.cpu(), expected.cpu())
+
+
+@pytest.mark.parametrize("mode", REDUCED)
+@pytest.mark.parametrize(("dst_type", "largest"), [(None, 127), (torch.quint4x2, 7), (torch.float8_e5m2, 57344.0)])
+def test_tiny_values_do_not_overflow(mode: str, dst_type: torch.dtype | None, largest: float, isa: str) -> None:
+    """Where largest / m is above the range of float32, its greatest number stands for it."""
+    m = largest / 3.4028235e38 / 2.2
+    x = torch.tensor([m, -m, 0.0, m / 2, -m / 2, 0.0, m / 4, 0.0]).repeat(8, 1)
+    y, scale = SYMMETRIC(x.t().contiguous() if mode == "perchannel" else x, dst_type=dst_type, quant_mode=mode)
+    wanted = x.double() * torch.finfo(torch.float32).max
+    wanted = wanted.t() if mode == "perchannel" else wanted
+    if dst_type in FLOAT8:
+        assert torch.equal(y.double(), wanted.to(dst_type).double())
+    else:
+        assert torch.equal(plain(y, dst_type).double(), wanted.round())
+    torch.testing.assert_close(scale.double(), torch.full_like(scale, m / largest).double(), rtol=0, atol=2.0**-149)
+
+
 def test_devices_must_agree() -> None:
     import torch_npu  # noqa: F401
 

@@ -287,6 +287,66 @@ def test_group_quant_errors(device: str) -> None:
     with pytest.raises(ValueError, match="npu_group_quant.* row ends that do not decrease, got 1 for group 1 after 4"):
         GROUP_QUANT(x, scale, torch.tensor([4, 1], device=device))
         torch_npu.npu.synchronize()
+    with pytest.raises(ValueError, match="npu_group_quant.* row ends of at most 4, .* got 5 for group 1"):
+        GROUP_QUANT(x, scale, torch.tensor([4, 5], device=device))
+        torch_npu.npu.synchronize()
+
+
+@pytest.mark.parametrize("where", ["cpu", "meta"])
+def test_the_number_of_int4_is_explained(where: str) -> None:
+    import torch_npu
+
+    x, scale = torch.ones(4, 8, device=where), torch.ones(1, 8, device=where)
+    ends = torch.full((1,), 4, device=where)
+    with pytest.raises(RuntimeError, match="argument dst_dtype: .*; for int4 pass torch.quint4x2"):
+        GROUP_QUANT(x, scale, ends, dst_dtype=torch_npu.int4)
+
+
+def test_fake_kernels_refuse_dtypes() -> None:
+    def ones(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.ones(shape, dtype=dtype, device="meta")
+
+    x, wide = ones(4, 8), torch.float64
+    ends, bytes_ = ones(1, dtype=torch.int32), ones(8, dtype=torch.int8)
+    for call, message in [
+        (lambda: QUANTIZE(x.double(), ones(8), None, torch.qint8, 1), "npu_quantize: argument self: .* got float64"),
+        (lambda: QUANTIZE(x, ones(8, dtype=wide), None, torch.qint8, 1), "argument scales: .* got float64"),
+        (lambda: QUANTIZE(x, ones(8), ones(8, dtype=wide), torch.qint8, 1), "argument zero_points: .* got float64"),
+        (lambda: GROUP_QUANT(x.double(), ones(1, 8), ends), "npu_group_quant: argument x: .* got float64"),
+        (lambda: GROUP_QUANT(x, ones(1, 8, dtype=wide), ends), "argument scale: .* got float64"),
+        (lambda: GROUP_QUANT(x, ones(1, 8), ends.float()), "argument group_index: .* got float32"),
+        (lambda: GROUP_QUANT(x, ones(1, 8), ends, offset=ones(1, dtype=wide)), "argument offset: .* got float64"),
+        (lambda: ANTI_QUANT(bytes_, ones(1, dtype=wide)), "npu_anti_quant: argument scale: .* got float64"),
+        (lambda: ANTI_QUANT(bytes_, ones(1), offset=ones(1).half()), r"offset: .* float32 \(as scale\), got float16"),
+        (lambda: PACK(ones(1).half()), "npu_trans_quant_param: argument scale: expected dtype float32, got float16"),
+        (lambda: PACK(ones(1), ones(1).half()), "argument offset: expected dtype float32, got float16"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+def test_results_do_not_depend_on_threads() -> None:
+    x, scale = torch.randn(301, 1000) * 40, torch.rand(3, 1000)
+    ends, codes = torch.tensor([100, 100, 301]), torch.randint(-128, 127, (301, 1000), dtype=torch.int8)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(
+                (
+                    QUANTIZE(x, scale[0], None, torch.qint8, 1),
+                    QUANTIZE(x, scale[0].repeat(2)[:301], None, torch.qint32, 0),
+                    QUANTIZE(x, scale[0], None, torch.quint4x2, -1, False),
+                    GROUP_QUANT(x, scale, ends),
+                    ANTI_QUANT(codes, scale[0], offset=scale[1]),
+                    PACK(x.flatten()),
+                )
+            )
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 # ---- npu_anti_quant ---------------------------------------------------------------------------------------------

@@ -455,7 +455,6 @@ def test_errors_name_operator_and_argument(device: str) -> None:
         ),
         (lambda: SOFTMAX(x.double(), mask), "npu_scaled_masked_softmax: argument x: expected dtype .*, got float64"),
         (lambda: SOFTMAX(x[0, 0], mask), "npu_scaled_masked_softmax: argument x: expected at least 1 dim"),
-        (lambda: SOFTMAX(x.view((1,) * 8 + (2, 3)), mask), "argument x: expected at most 9 dims, got 10"),
         (lambda: SOFTMAX(x, mask.int()), "argument mask: expected dtype bool, got int32"),
         (lambda: SOFTMAX(x, mask[:, :2]), r"argument mask: expected a shape that broadcasts to \[2, 3\] .*\[2, 2\]"),
         (lambda: SOFTMAX(x, mask[None]), r"argument mask: expected a shape that broadcasts to \[2, 3\] .*\[1, 2, 3\]"),
@@ -511,3 +510,48 @@ def test_meta_errors() -> None:
         DROPOUT(x, x, 1, 1.0, -1)
     with pytest.raises(RuntimeError, match=r"argument x1: expected shape \[2, 3\] \(as self\), got \[2\]"):
         DROPOUT(x, x[:, 0], 1, 0.5, -1)
+
+
+def test_many_dims(device: str) -> None:
+    x = torch.randn(*[2] * 10, 5).to(device).permute(9, 7, 5, 3, 1, 8, 6, 4, 2, 0, 10)
+    mask = (torch.rand(*[2, 1] * 5, 5) < 0.4).to(device)
+    grad = torch.randn(x.shape, device=device)
+    packed, whole = x.contiguous(), mask.expand(x.shape).contiguous()
+    y = SOFTMAX(x, mask, 0.5)
+    assert torch.equal(y.cpu(), SOFTMAX(packed.view(-1, 5), whole.view(-1, 5), 0.5).view(x.shape).cpu())
+    dx = torch.ops.npu.npu_scaled_masked_softmax_backward(grad, y, mask, 0.5, False)
+    flat = torch.ops.npu.npu_scaled_masked_softmax_backward(
+        grad.view(-1, 5), y.view(-1, 5), whole.view(-1, 5), 0.5, False
+    )
+    assert torch.equal(dx.cpu(), flat.view(x.shape).cpu())
+    upper = SOFTMAX(x, mask, 0.5, True)
+    assert torch.equal(upper.cpu(), SOFTMAX(packed.view(-1, 2, 5), whole.view(-1, 2, 5), 0.5, True).view(x.shape).cpu())
+
+
+def test_fake_kernels_refuse_dtypes() -> None:
+    x, mask = torch.ones(2, 3, device="meta"), torch.ones(2, 3, device="meta", dtype=torch.bool)
+    keep = torch.ones(128, device="meta", dtype=torch.uint8)
+    ops = torch.ops.npu
+    for call, message in (
+        (
+            lambda: SOFTMAX(x, mask.float()),
+            "npu_scaled_masked_softmax: argument mask: expected dtype bool, got float32",
+        ),
+        (lambda: SOFTMAX(x.double(), mask), "argument x: expected dtype float16, bfloat16 or float32, got float64"),
+        (lambda: ops.npu_scaled_masked_softmax_backward(x.double(), x, mask, 1, False), "argument y_grad: .* float64"),
+        (lambda: ops.npu_scaled_masked_softmax_backward(x, x.half(), mask, 1, False), "argument y: .* got float16"),
+        (lambda: ops.npu_scaled_masked_softmax_backward(x, x, x, 1, False), "argument mask: .* got float32"),
+        (lambda: ops.npu_dropout_with_add_softmax(x.double(), x, 1, 0.5, -1), "argument self: .* got float64"),
+        (lambda: ops.npu_dropout_with_add_softmax(x, x.half(), 1, 0.5, -1), "argument x1: .* got float16"),
+        (
+            lambda: ops.npu_dropout_with_add_softmax_backward(x.double(), keep, x, 1, 0.5, -1),
+            "argument grad: .* float64",
+        ),
+        (lambda: ops.npu_dropout_with_add_softmax_backward(x, keep, x.half(), 1, 0.5, -1), "softmax_out: .* float16"),
+        (
+            lambda: ops.npu_dropout_with_add_softmax_backward(x, keep.char(), x, 1, 0.5, -1),
+            "argument mask: .* got int8",
+        ),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()

@@ -154,3 +154,26 @@ def test_devices_must_agree() -> None:
 
     with pytest.raises(RuntimeError, match="^Expected all tensors to be on the same device.* npu:0 and cpu!"):
         BACKWARD(torch.ones(2, 3), torch.ones(2, 6).npu())
+
+
+def test_many_dims(device: str) -> None:
+    x = torch.randn(*[2] * 9, 6).to(device).permute(8, 6, 4, 2, 0, 7, 5, 3, 1, 9)
+    y = torch.ops.npu.npu_swiglu(x)
+    assert torch.equal(y.cpu(), torch.ops.npu.npu_swiglu(x.contiguous()).cpu())
+    dy = torch.randn(*[2] * 9, 3).to(device).permute(7, 6, 4, 2, 0, 8, 5, 3, 1, 9)
+    dx = torch.ops.npu.npu_swiglu_backward(dy, x)
+    assert torch.equal(dx.cpu(), torch.ops.npu.npu_swiglu_backward(dy.contiguous(), x.contiguous()).cpu())
+
+
+def test_fake_kernels_refuse_dtypes() -> None:
+    x, y = torch.ones(2, 4, device="meta"), torch.ones(2, 2, device="meta")
+    for call, message in (
+        (lambda: torch.ops.npu.npu_swiglu(x.double()), "npu_swiglu: argument self: expected dtype .* got float64"),
+        (
+            lambda: torch.ops.npu.npu_swiglu_backward(y, x.double()),
+            "npu_swiglu_backward: argument self: expected dtype",
+        ),
+        (lambda: torch.ops.npu.npu_swiglu_backward(y.half(), x), "grad_output: expected dtype float32 .as self., got"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()

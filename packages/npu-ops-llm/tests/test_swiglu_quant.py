@@ -2,13 +2,21 @@
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+Floats64 = npt.NDArray[np.float64]
 SWIGLU_QUANT = torch.ops.npu.npu_swiglu_quant
 DEQUANT = torch.ops.npu.npu_dequant_swiglu_quant
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+properties = settings(
+    deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -294,6 +302,130 @@ def test_results_do_not_depend_on_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
+# ---- rounding and saturation ----------------------------------------------------------------------------------------
+
+
+def gated(left: Floats64, right: Floats64) -> Floats64:
+    with np.errstate(over="ignore"):
+        return left * right / (1 + np.exp(-right))
+
+
+def assert_rounded(y: Tensor, exact: Floats64, low: int, high: int) -> None:
+    """Half to even and saturated, other integers only where float32 may see another side of a half."""
+    wanted = np.clip(np.rint(exact), low, high)
+    found = y.double().numpy()
+    near_half = np.abs(np.abs(exact - np.rint(exact)) - 0.5) <= 2e-6 * np.maximum(np.abs(exact), 1)
+    assert (np.abs(found - wanted) <= near_half).all(), (found, exact)
+
+
+numbers = st.floats(-30, 30, width=32)
+quantised = st.sampled_from([torch.int8, torch.quint4x2])
+
+
+@properties
+@given(
+    quarters=st.lists(st.integers(-600, 600), min_size=1, max_size=12),
+    halves=st.integers(-20, 20),
+    dst=quantised,
+    activate_left=st.booleans(),
+)
+def test_static_halves_go_to_even(
+    quarters: list[int], halves: int, dst: torch.dtype, activate_left: bool, isa: str
+) -> None:
+    """silu(64) is 64 in float32 too, so that v is exactly a number of halves."""
+    low, high = (-128, 127) if dst == torch.int8 else (-8, 7)
+    linear = torch.tensor(quarters * 4) / 256
+    gate = torch.full_like(linear, 64)
+    x = torch.cat((gate, linear) if activate_left else (linear, gate))[None]
+    y, scale = SWIGLU_QUANT(
+        x,
+        smooth_scales=torch.tensor([2.0]),
+        offsets=torch.tensor([halves / 2]),
+        activate_left=activate_left,
+        dst_type=dst,
+    )
+    y = unpacked(y) if dst == torch.quint4x2 else y
+    exact = np.array(quarters * 4) / 2 + halves / 2
+    assert y[0].tolist() == np.clip(np.rint(exact), low, high).tolist()
+    assert scale.tolist() == [0.0]
+
+
+@properties
+@given(quarters=st.lists(st.integers(-508, 508), min_size=1, max_size=12), sign=st.sampled_from([1, -1]))
+def test_dynamic_halves_go_to_even(quarters: list[int], sign: int, isa: str) -> None:
+    """The largest magnitude is 127, so that the row is multiplied with exactly 1."""
+    linear = torch.tensor([sign * 508, *quarters]) / 256
+    x = torch.cat((linear, torch.full_like(linear, 64)))[None]
+    for op in (SWIGLU_QUANT, DEQUANT):
+        y, scale = op(x, quant_mode=1)
+        assert scale.tolist() == [1.0]
+        assert y[0].tolist() == np.rint(np.array([sign * 508, *quarters]) / 4).tolist()
+
+
+@properties
+@given(
+    rows=st.integers(1, 9).flatmap(
+        lambda n: st.lists(st.lists(numbers, min_size=8 * n, max_size=8 * n), min_size=1, max_size=3)
+    ),
+    factor=st.sampled_from([1.0, 0.37, 5.0, 900.0]),
+    offset=st.floats(-8, 8, width=32),
+    dst=quantised,
+)
+def test_any_floats_are_rounded_and_saturated(
+    rows: list[list[float]], factor: float, offset: float, dst: torch.dtype, isa: str
+) -> None:
+    low, high = (-128, 127) if dst == torch.int8 else (-8, 7)
+    x = torch.tensor(rows)
+    smooth = torch.tensor([factor])
+    left, right = np.split(x.double().numpy(), 2, axis=-1)
+    v = gated(left, right) * smooth.double().item()
+    y, _ = SWIGLU_QUANT(x, smooth_scales=smooth, offsets=torch.tensor([offset]), dst_type=dst)
+    assert_rounded(unpacked(y) if dst == torch.quint4x2 else y, v + offset, low, high)
+    y, scale = SWIGLU_QUANT(x, smooth_scales=smooth, quant_mode=1, dst_type=dst)
+    y = unpacked(y) if dst == torch.quint4x2 else y
+    largest = np.abs(v).max(axis=-1, keepdims=True)
+    usable = (largest > 1e-30)[:, 0]
+    multiplier = high / np.where(usable[:, None], largest, 1)
+    assert_rounded(y[torch.from_numpy(usable)], (v * multiplier)[usable], -high, high)
+    np.testing.assert_allclose(scale.numpy()[usable], multiplier[usable, 0], rtol=2e-6)
+    assert (y.abs() <= high).all()
+
+
+@pytest.mark.parametrize("dst", [torch.int8, torch.quint4x2])
+def test_tiny_rows_do_not_overflow(dst: torch.dtype, isa: str) -> None:
+    """Where 127 / m is above the range of float32, its greatest number stands for it."""
+    most = torch.finfo(torch.float32).max
+    linear = torch.tensor([1.0, -1.0, 0.0, 0.5, -0.5, 0.25, 0.0, 1.0] * 3)
+    x = torch.cat((linear, torch.full_like(linear, 64)))[None]
+    high = 127 if dst == torch.int8 else 7
+    factor = torch.tensor([high / most / 2.2 / 64])
+    wanted = ((linear * 64) * factor).double().mul(most).round().tolist()
+    y, scale = SWIGLU_QUANT(x, smooth_scales=factor, quant_mode=1, dst_type=dst)
+    assert (unpacked(y) if dst == torch.quint4x2 else y)[0].tolist() == wanted
+    assert scale.tolist() == [most]
+    if dst == torch.int8:
+        y, scale = DEQUANT(x, quant_scale=factor, quant_mode=1)
+        assert y[0].tolist() == wanted
+        torch.testing.assert_close(scale.double(), factor.double() * 64 / 127, rtol=0, atol=2.0**-149)
+        y, _ = DEQUANT(x, quant_scale=factor, quant_mode=1, round_mode=4)
+        assert y[0].tolist() == ((linear * 64) * factor).double().mul(most).trunc().tolist()
+
+
+def test_rms_norm_of_tiny_rows_does_not_overflow(isa: str) -> None:
+    """As above: y of the norm is 2 / sqrt(3) or 0."""
+    x = torch.tensor([[0.5, -0.5, 0.0, 0.5] * 9])
+    smooth = torch.full((36,), 127 / torch.finfo(torch.float32).max / 2.2)
+    y = torch.ops.npu.npu_add_rms_norm_dynamic_quant(x, x, torch.ones(36), smooth_scale1=smooth)[0]
+    assert y.tolist() == [[67, -67, 0, 67] * 9]
+
+
+def test_many_dims(device: str) -> None:
+    x = torch.randn(*[2] * 10, 8).to(device).permute(9, 7, 5, 3, 1, 8, 6, 4, 2, 0, 10)
+    for op in (SWIGLU_QUANT, DEQUANT):
+        for actual, expected in zip(op(x, quant_mode=1), op(x.contiguous(), quant_mode=1), strict=True):
+            assert torch.equal(actual.cpu(), expected.cpu())
+
+
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -379,4 +511,32 @@ def test_devices_must_agree() -> None:
         lambda: DEQUANT(x.npu(), quant_scale=one),
     ):
         with pytest.raises(RuntimeError, match="^Expected all tensors to be on the same device.* npu:0 and cpu!"):
+            call()
+
+
+@pytest.mark.parametrize("where", ["cpu", "meta"])
+def test_the_number_of_int4_is_explained(where: str) -> None:
+    import torch_npu
+
+    with pytest.raises(RuntimeError, match="argument dst_type: .*; for int4 pass torch.quint4x2"):
+        SWIGLU_QUANT(torch.ones(2, 8, device=where), quant_mode=1, dst_type=torch_npu.int4)
+
+
+def test_fake_kernels_refuse_dtypes() -> None:
+    x, one = torch.ones(2, 8, device="meta"), torch.ones(1, device="meta")
+    whole, wide = torch.ones(2, 8, dtype=torch.int32, device="meta"), torch.ones(1, dtype=torch.double, device="meta")
+    for call, message in (
+        (lambda: SWIGLU_QUANT(whole, quant_mode=1), "npu_swiglu_quant: argument x: .* got int32"),
+        (lambda: SWIGLU_QUANT(x, quant_mode=1, smooth_scales=one.half()), "argument smooth_scales: .* got float16"),
+        (lambda: SWIGLU_QUANT(x, smooth_scales=one, offsets=wide), "argument offsets: .* got float64"),
+        (lambda: SWIGLU_QUANT(x, quant_mode=1, group_index=one), "argument group_index: .* got float32"),
+        (lambda: DEQUANT(x.double()), "npu_dequant_swiglu_quant: argument x: .* got float64"),
+        (lambda: DEQUANT(whole, weight_scale=wide), "argument weight_scale: .* got float64"),
+        (lambda: DEQUANT(whole, weight_scale=one, activation_scale=wide), "argument activation_scale: .* got float64"),
+        (lambda: DEQUANT(whole, weight_scale=one, bias=wide), "argument bias: .* got float64"),
+        (lambda: DEQUANT(x, quant_scale=wide), "argument quant_scale: .* got float64"),
+        (lambda: DEQUANT(x, quant_offset=wide), "argument quant_offset: .* got float64"),
+        (lambda: DEQUANT(x, group_index=one), "argument group_index: .* got float32"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
             call()

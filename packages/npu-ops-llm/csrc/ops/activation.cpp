@@ -158,7 +158,10 @@ Tensor gelu_backward(const Tensor& grad_output, const Tensor& self, String appro
   }
   std::vector<int64_t> together = broadcast_sizes(kOp, grad_output.sizes(), self.sizes());
   Sizes sizes(together.data(), together.size());
-  npu_dtype dtype = ours == theirs ? ours : static_cast<npu_dtype>(NPU_FLOAT32);  // float16 with bfloat16 too
+  // As torch promotes: a tensor without dims does not count beside one with dims; float16 with bfloat16 is float32.
+  npu_dtype dtype = ours == theirs ? ours : static_cast<npu_dtype>(NPU_FLOAT32);
+  if (grad_output.dim() == 0 && self.dim() > 0) dtype = ours;
+  if (self.dim() == 0 && grad_output.dim() > 0) dtype = theirs;
   return differentiate("npu::npu_gelu_backward", broadcast_as(grad_output, sizes, dtype),
                        as_contiguous(broadcast_as(self, sizes, dtype)), std::nullopt, kind);
 }

@@ -1,7 +1,6 @@
 // npu_dynamic_quant and npu_dynamic_quant_asymmetric: schemas, checks and tasks.  Fake:
 // src/npu_ops_llm/dynamic_quant.py.
 #include <algorithm>
-#include <cstdio>
 #include <tuple>
 #include <vector>
 
@@ -10,6 +9,7 @@
 #include "npu/kernels/isa.h"
 #include "npu/kernels/launch.h"
 #include "npu/kernels/parallel.h"
+#include "npu/kernels/row_group_errors.h"
 #include "npu/kernels/strided_tensor.h"
 #include "npu/kernels/strings.h"
 
@@ -47,16 +47,8 @@ struct Task {
 npu_status run(void* payload, npu_error* error) {
   const auto& task = *static_cast<const Task*>(payload);
   const DynamicQuant& work = task.work;
-  if (work.groups.ends != nullptr) {
-    int64_t wrong = npu_first_decreasing_group(&work.groups);
-    if (wrong < work.groups.count) {
-      std::snprintf(error->message, sizeof(error->message),
-                    "argument group_index: expected row ends that do not decrease, got %lld for group %lld after %lld",
-                    static_cast<long long>(npu_group_end(&work.groups, wrong)), static_cast<long long>(wrong),
-                    static_cast<long long>(wrong > 0 ? npu_group_end(&work.groups, wrong - 1) : 0));
-      return NPU_ERROR_INVALID_ARGUMENT;
-    }
-  }
+  npu_status fits = check_row_groups(work.groups, work.rows, error);
+  if (fits != NPU_OK) return fits;
   if (task.mode == Mode::per_channel) {
     int64_t tiles = (work.columns + NPU_CHANNELS_PER_TILE - 1) / NPU_CHANNELS_PER_TILE;
     auto body = [&](int64_t begin, int64_t end) { task.kernels->per_channel(&work, begin, end); };
@@ -127,8 +119,7 @@ std::tuple<Tensor, Tensor, OptionalTensor> quantize(const char* op, const char* 
     work.smooth_dtype = dtype_of(*smooth);
   }
 
-  bool in_place = mode != Mode::per_channel && rows_are_contiguous(input, 1);
-  Tensor x = in_place ? input : as_contiguous(input);
+  Tensor x = mode == Mode::per_channel ? as_contiguous(input) : with_contiguous_rows(input);
   work.input = rows_of(x, Sizes(sizes.data(), dims - 1), 1);
   std::vector<int64_t> y_sizes(sizes.begin(), sizes.end());
   if (quantized == NPU_QUINT4X2) y_sizes.back() /= 8;

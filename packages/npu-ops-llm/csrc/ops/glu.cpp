@@ -50,11 +50,6 @@ Split split(const char* op, const char* argument, const Tensor& self, int64_t di
   return result;
 }
 
-/// The tensor where its rows are contiguous, else a copy.
-Tensor with_contiguous_rows(const Tensor& tensor, const Split& split) {
-  return rows_are_contiguous(tensor, split.row_dims()) ? tensor : as_contiguous(tensor);
-}
-
 struct ForwardTask {
   const GluKernels* kernels;
   GluForward work;
@@ -73,7 +68,7 @@ Tensor glu(const char* name, const Tensor& self, const Split& split, int32_t kin
   Tensor y = allocate(split.half(), dtype, device);
   int64_t count = split.rows * split.columns;
   if (count == 0) return y;
-  Tensor x = with_contiguous_rows(self, split);
+  Tensor x = with_contiguous_rows(self, split.row_dims());
   ForwardTask task{
       &kTables.active(),
       {rows_of(x, split.leading(), split.row_dims()), y.data_ptr(), split.columns, dtype, kind, 3 * bytes_of(y)},
@@ -119,7 +114,7 @@ Tensor swiglu_backward(const Tensor& grad_output, const Tensor& self, int64_t di
   Tensor dx = allocate(self.sizes(), dtype, device);
   int64_t count = halves.rows * halves.columns;
   if (count == 0) return dx;
-  Tensor dy = with_contiguous_rows(grad_output, halves), x = with_contiguous_rows(self, halves);
+  Tensor dy = with_contiguous_rows(grad_output, halves.row_dims()), x = with_contiguous_rows(self, halves.row_dims());
   BackwardTask task{&kTables.active(),
                     {rows_of(dy, halves.leading(), halves.row_dims()), rows_of(x, halves.leading(), halves.row_dims()),
                      dx.data_ptr(), halves.columns, dtype, 5 * bytes_of(dy)},

@@ -1,7 +1,6 @@
 // npu_quantize, npu_group_quant, npu_anti_quant and npu_trans_quant_param: schemas, checks and tasks.
 // Fake kernels: src/npu_ops_llm/quantize.py.
 #include <algorithm>
-#include <cstdio>
 #include <vector>
 
 #include "../kernels/quantize.h"
@@ -9,6 +8,7 @@
 #include "npu/kernels/isa.h"
 #include "npu/kernels/launch.h"
 #include "npu/kernels/parallel.h"
+#include "npu/kernels/row_group_errors.h"
 #include "npu/kernels/stable_tensor.h"
 
 namespace npu::ops_llm {
@@ -82,17 +82,8 @@ struct QuantizeTask {
 npu_status run_quantize(void* payload, npu_error* error) {
   const auto& task = *static_cast<const QuantizeTask*>(payload);
   const Quantize& work = task.work;
-  if (work.groups.ends != nullptr) {
-    int64_t wrong = npu_first_decreasing_group(&work.groups);
-    if (wrong < work.groups.count) {
-      std::snprintf(error->message, sizeof(error->message),
-                    "argument group_index: expected row ends that do not decrease, got %lld for group %lld after %lld",
-                    static_cast<long long>(npu_group_end(&work.groups, wrong)), static_cast<long long>(wrong),
-                    static_cast<long long>(wrong > 0 ? npu_group_end(&work.groups, wrong - 1) : 0));
-      return NPU_ERROR_INVALID_ARGUMENT;
-    }
-  }
-  npu_status status = widen(task.kernels, task.offset, error);
+  npu_status status = check_row_groups(work.groups, work.rows, error);
+  if (status == NPU_OK) status = widen(task.kernels, task.offset, error);
   if (status != NPU_OK) return status;
   auto body = [&](int64_t begin, int64_t end) { task.kernels->quantize(&work, begin, end); };
   return parallel_for(work.rows, grain_for(work.columns), body, error);

@@ -32,8 +32,6 @@ Rows check_rows(const char* op, const char* argument, const Tensor& tensor) {
   check_dtype(op, argument, tensor, {NPU_FLOAT16, NPU_BFLOAT16, NPU_FLOAT32});
   Sizes sizes = tensor.sizes();
   NPU_CHECK_ARG(!sizes.empty(), op, argument, "expected at least 1 dim, got a tensor without dims");
-  NPU_CHECK_ARG(sizes.size() <= NPU_MAX_DIMS + 1, op, argument, "expected at most ", NPU_MAX_DIMS + 1, " dims, got ",
-                sizes.size(), "; flatten some of the leading dims");
   return {count_of(Sizes(sizes.data(), sizes.size() - 1)), sizes[sizes.size() - 1]};
 }
 
@@ -70,11 +68,15 @@ void check_mask(const char* op, const Tensor& mask, const char* model_name, cons
                 model_name, "), got ", shape_text(own));
 }
 
-/// A mask whose rows are one byte or contiguous bytes: the tensor itself but for rare strides.
-Tensor rows_of_bytes(const Tensor& mask) {
+/// A mask whose rows are one byte or contiguous bytes, and can be listed: the tensor itself but for rare strides.
+Tensor rows_of_bytes(const Tensor& mask, Sizes model) {
   auto sizes = mask.sizes(), strides = mask.strides();
-  if (sizes.empty() || sizes.back() == 1 || strides.back() == 0 || strides.back() == 1) return mask;
-  return as_contiguous(mask);
+  bool one = sizes.empty() || sizes.back() == 1 || strides.back() == 0;
+  Tensor rows = one || strides.back() == 1 ? mask : as_contiguous(mask);
+  if (rows_can_be_listed(rows, Sizes(model.data(), model.size() - 1), 1)) return rows;
+  Tensor whole = allocate(model, NPU_BOOL, device_of(mask));
+  torch::stable::copy_(whole, mask);
+  return whole;
 }
 
 SoftmaxMaskView view_of_mask(const Tensor& mask, Sizes sizes, bool fixed_triu_mask) {
@@ -107,8 +109,8 @@ Tensor scaled_masked_softmax(const Tensor& x, const Tensor& mask, double scale, 
   if (!fixed_triu_mask) check_mask(kOp, mask, "x", x);
   Device device = device_of(x);
   npu_dtype dtype = dtype_of(x);
-  Tensor input = rows_are_contiguous(x, 1) ? x : as_contiguous(x);
-  Tensor bytes = fixed_triu_mask ? mask : rows_of_bytes(mask);
+  Tensor input = with_contiguous_rows(x);
+  Tensor bytes = fixed_triu_mask ? mask : rows_of_bytes(mask, x.sizes());
   Tensor y = allocate(x.sizes(), dtype, device);
   if (rows.rows > 0 && rows.columns > 0) {
     ForwardTask task{&kTables.active(),
@@ -141,7 +143,7 @@ Tensor scaled_masked_softmax_backward(const Tensor& y_grad, const Tensor& y, con
   Device device = device_of(y_grad);
   npu_dtype dtype = dtype_of(y_grad);
   Tensor upstream = as_contiguous(y_grad), probabilities = as_contiguous(y);
-  Tensor bytes = fixed_triu_mask ? mask : rows_of_bytes(mask);
+  Tensor bytes = fixed_triu_mask ? mask : rows_of_bytes(mask, y_grad.sizes());
   Tensor x_grad = allocate(y_grad.sizes(), dtype, device);
   if (rows.rows > 0 && rows.columns > 0) {
     BackwardTask task{

@@ -120,7 +120,7 @@ Call prepare(const char* op, const Tensor& x, const OptionalTensor& group_index,
   Sizes leading(sizes.data(), sizes.size() - 1);
   std::vector<int64_t> out(sizes.begin(), sizes.end());
   out.back() = packed ? width / 4 : width / 2;
-  Call call{device, rows_are_contiguous(x, 1) ? x : as_contiguous(x),
+  Call call{device, with_contiguous_rows(x),
             allocate(Sizes(out.data(), out.size()), packed ? static_cast<npu_dtype>(NPU_INT8) : y_dtype, device),
             allocate(leading, NPU_FLOAT32, device), Task{}};
   call.task.kernels = &kTables.active();

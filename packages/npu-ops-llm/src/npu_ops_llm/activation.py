@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npu_ops_llm.dtypes import check_dtype, check_same_dtype
 from npu_ops_llm.registration import check, differentiable, fake, once_differentiable
 
 
 def _check_like(op: str, argument: str, tensor: Tensor, like: str, x: Tensor) -> None:
+    check_same_dtype(op, argument, tensor, like, x)
     check(
         tensor.dim() == x.dim() and all(ours == theirs for ours, theirs in zip(tensor.shape, x.shape, strict=True)),
         op,
@@ -63,6 +65,7 @@ def npu_fast_gelu(self: Tensor) -> Tensor:
     >>> torch.ops.npu.npu_fast_gelu(torch.tensor([1.0, 2.0, -1.0]))
     tensor([ 0.8458,  1.9357, -0.1542])
     """
+    check_dtype("npu_fast_gelu", "self", self)
     return torch.empty_like(self)
 
 
@@ -84,7 +87,13 @@ def fast_gelu(self: Tensor) -> Tensor:
     ------
     RuntimeError
         If the dtype does not fit.
+
+    Examples
+    --------
+    >>> torch.ops.npu.fast_gelu(torch.tensor([1.0, 2.0, -1.0]))
+    tensor([ 0.8458,  1.9357, -0.1542])
     """
+    check_dtype("fast_gelu", "self", self)
     return torch.empty_like(self)
 
 
@@ -114,7 +123,9 @@ def npu_fast_gelu_backward(grad: Tensor, self: Tensor) -> Tensor:
     >>> torch.ops.npu.npu_fast_gelu_backward(torch.ones(3), torch.tensor([1.0, 2.0, -1.0]))
     tensor([ 1.0678,  1.0738, -0.0678])
     """
-    _check_like("npu_fast_gelu_backward", "grad", grad, "self", self)
+    op = "npu_fast_gelu_backward"
+    check_dtype(op, "self", self)
+    _check_like(op, "grad", grad, "self", self)
     return torch.empty_like(self)
 
 
@@ -166,6 +177,7 @@ def npu_gelu(self: Tensor, *, approximate: str = "none") -> Tensor:
     tensor([ 0.8413,  1.9545, -0.1587])
     """
     _check_approximate("npu_gelu", approximate)
+    check_dtype("npu_gelu", "self", self)
     return torch.empty_like(self)
 
 
@@ -173,7 +185,8 @@ def npu_gelu(self: Tensor, *, approximate: str = "none") -> Tensor:
 def npu_gelu_backward(grad_output: Tensor, self: Tensor, *, approximate: str = "none") -> Tensor:
     """Gradient of :func:`npu_gelu`.
 
-    `grad_output` times the derivative at `self`, in float32.  The arguments broadcast and their dtypes promote.
+    `grad_output` times the derivative at `self`, in float32.  The arguments broadcast and their dtypes promote as
+    :func:`torch.result_type` says: one without dims does not count beside one with dims.
 
     Parameters
     ----------
@@ -200,6 +213,8 @@ def npu_gelu_backward(grad_output: Tensor, self: Tensor, *, approximate: str = "
     """
     op = "npu_gelu_backward"
     _check_approximate(op, approximate)
+    check_dtype(op, "self", self)
+    check_dtype(op, "grad_output", grad_output)
     if self.dtype == grad_output.dtype and self.dim() == grad_output.dim() and self.shape == grad_output.shape:
         return torch.empty_like(self)
     sizes: list[int | torch.SymInt] = []
@@ -216,7 +231,7 @@ def npu_gelu_backward(grad_output: Tensor, self: Tensor, *, approximate: str = "
             ),
         )
         sizes.insert(0, theirs if ours == 1 else ours)
-    return self.new_empty(sizes, dtype=torch.promote_types(grad_output.dtype, self.dtype))
+    return self.new_empty(sizes, dtype=torch.result_type(grad_output, self))
 
 
 def _save_gelu(ctx: Any, inputs: tuple[Tensor], keyword_only_inputs: dict[str, str], output: Tensor) -> None:
@@ -267,6 +282,7 @@ def npu_gelu_mul(input: Tensor, *, approximate: str = "none") -> Tensor:
     """
     op = "npu_gelu_mul"
     _check_approximate(op, approximate)
+    check_dtype(op, "input", input)
     check(input.dim() >= 2, op, "input", lambda: f"expected at least 2 dims, got shape {list(input.shape)}")
     check(
         input.shape[-1] % 2 == 0,
@@ -307,12 +323,13 @@ def npu_silu(self: Tensor) -> Tensor:
     >>> torch.ops.npu.npu_silu(torch.tensor([1.0, -1.0]))
     tensor([ 0.7311, -0.2689])
     """
+    check_dtype("npu_silu", "self", self)
     return torch.empty_like(self)
 
 
 @fake
 def _npu_silu_(self: Tensor) -> None:
-    pass
+    check_dtype("npu_silu_", "self", self)
 
 
 def npu_silu_(self: Tensor) -> Tensor:
@@ -334,6 +351,14 @@ def npu_silu_(self: Tensor) -> Tensor:
     ------
     RuntimeError
         If the dtype does not fit, or `self` is an expanded tensor.
+
+    Examples
+    --------
+    >>> x = torch.tensor([1.0, -1.0])
+    >>> torch.ops.npu.npu_silu_(x)
+    tensor([ 0.7311, -0.2689])
+    >>> x
+    tensor([ 0.7311, -0.2689])
     """
     torch.ops.npu._npu_silu_(self)
     return self
@@ -378,8 +403,10 @@ def npu_silu_backward(grad_output: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
     RuntimeError
         If a dtype or shape does not fit, or the tensors are on different devices.
     """
-    _check_like("npu_silu_backward", "grad_output", grad_output, "x0", x0)
-    _check_like("npu_silu_backward", "x1", x1, "x0", x0)
+    op = "npu_silu_backward"
+    check_dtype(op, "x0", x0)
+    _check_like(op, "grad_output", grad_output, "x0", x0)
+    _check_like(op, "x1", x1, "x0", x0)
     return torch.empty_like(x0)
 
 

@@ -144,6 +144,12 @@ def npu_add_rms_norm_v2_functional(
     ------
     RuntimeError
         If a dtype or shape does not fit, or the tensors are on different devices.
+
+    Examples
+    --------
+    >>> ones = torch.ones(4)
+    >>> torch.ops.npu.npu_add_rms_norm_v2_functional(ones, torch.tensor([0.0, 1.0, 2.0, 3.0]), ones)
+    (tensor([0.3651]), tensor([0.3651, 0.7303, 1.0954, 1.4606]), tensor([1., 2., 3., 4.]))
     """
     shape = _rstd_shape("npu_add_rms_norm_v2_functional", x1, x2, gamma)
     return x1.new_empty(shape, dtype=torch.float32), x1.new_empty(x1.shape), x1.new_empty(x1.shape)

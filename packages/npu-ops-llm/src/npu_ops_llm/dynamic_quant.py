@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from npu_ops_llm.dtypes import INDICES, check_dtype
 from npu_ops_llm.registration import check, fake
 
 #: Numbers of the dtypes that dst_type accepts, and the dtype of the result; int4 is carried in int32.
@@ -27,7 +28,8 @@ def _quantized(
     quant_mode: str,
     results: dict[int | None, torch.dtype],
 ) -> tuple[Tensor, list[int | torch.SymInt]]:
-    """Check shapes; return y and the shape of the scale."""
+    """Check dtypes and shapes; return y and the shape of the scale."""
+    check_dtype(op, "input", x)
     if x.dim() < 2:
         raise RuntimeError(f"{op}: argument input: Input shape dim should be greater than 1, got shape {list(x.shape)}")
     if dst_type not in results:
@@ -38,9 +40,11 @@ def _quantized(
         )
     per_channel = quant_mode == "perchannel"
     if smooth_scales is not None:
+        check_dtype(op, "smooth_scales", smooth_scales)
         expected = [x.shape[-2 if per_channel else -1]]
         if group_index is not None:
             check(not per_channel, op, "group_index", 'expected None with quant_mode "perchannel"')
+            check_dtype(op, "group_index", group_index, INDICES)
             expected = [group_index.shape[0], *expected]
         check(
             smooth_scales.dim() == len(expected)
@@ -77,7 +81,8 @@ def npu_dynamic_quant(
     With ``v = input * smooth_scales`` and ``m = max |v|`` over each row, column or the whole tensor:
     ``y = saturate(rint(v * (q / m)))`` and ``scale = m / q``, in float32, halves rounded to even.  ``q`` is 127 for
     int8, 7 for int4, 448 for float8_e4m3fn and 57344 for float8_e5m2, which is rounded as floats are.  Where ``m`` is 0
-    both results are 0.  NaN becomes 0 and does not count for ``m``.
+    both results are 0; where ``q / m`` overflows, the largest float32 stands for it.  NaN becomes 0 and does not count
+    for ``m``.
 
     Parameters
     ----------
@@ -108,7 +113,7 @@ def npu_dynamic_quant(
     RuntimeError
         If a dtype or shape does not fit, H is no multiple of 8 for int4, or `quant_mode` is unknown.
     ValueError
-        If `group_index` decreases (on npu at the next synchronisation).
+        If `group_index` decreases or goes beyond the rows (on npu at the next synchronisation).
 
     Examples
     --------
@@ -157,12 +162,12 @@ def npu_dynamic_quant_asymmetric(
     RuntimeError
         If a dtype or shape does not fit, H is no multiple of 8 for int4, or `quant_mode` is unknown.
     ValueError
-        If `group_index` decreases (on npu at the next synchronisation).
+        If `group_index` decreases or goes beyond the rows (on npu at the next synchronisation).
 
     Examples
     --------
     >>> torch.ops.npu.npu_dynamic_quant_asymmetric(torch.tensor([[0.5, -1.0, 2.0, 0.25]]))
-    (tensor([[   0, -128,  127,  -22]], dtype=torch.int8), tensor([0.0118]), tensor([-43.0000]))
+    (tensor([[   0, -128,  127,  -22]], dtype=torch.int8), tensor([0.0118]), tensor([-43.]))
     """
     y, scale_shape = _quantized(
         "npu_dynamic_quant_asymmetric", input, smooth_scales, group_index, dst_type, quant_mode, _RESULTS

@@ -175,6 +175,14 @@ def npu_scatter_pa_kv_cache_functional(
         As :func:`npu_scatter_pa_kv_cache`.
     IndexError
         As :func:`npu_scatter_pa_kv_cache`.
+
+    Examples
+    --------
+    >>> key, caches = torch.ones(1, 1, 2), torch.zeros(1, 2, 1, 2)
+    >>> slots, scatter = torch.tensor([1]), torch.ops.npu.npu_scatter_pa_kv_cache_functional
+    >>> scatter(key, key, caches, caches, slots, cache_mode="Norm")[0].view(2, 2)
+    tensor([[0., 0.],
+            [1., 1.]])
     """
     op = "npu_scatter_pa_kv_cache_functional"
     nz = _check_modes(op, key, (compress_lens, compress_seq_offsets, seq_lens), cache_mode)

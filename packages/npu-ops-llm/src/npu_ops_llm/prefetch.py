@@ -33,6 +33,11 @@ def npu_prefetch(self: Tensor, dependency: Tensor | None, max_size: int, offset:
     ------
     RuntimeError
         If `max_size` is not positive, or `offset` is negative or beyond the tensor.
+
+    Examples
+    --------
+    >>> weight = torch.ones(64, 64)
+    >>> torch.ops.npu.npu_prefetch(weight, None, 4096)
     """
     op = "npu_prefetch"
     check(max_size > 0, op, "max_size", lambda: f"max_size should be greater than zero, but got {max_size}")

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from npu_ops_llm.dtypes import INDICES, check_dtype, dtype_name, int4_hint
 from npu_ops_llm.registration import check, fake, kernel
 
 _INT4 = (16, 285)
@@ -15,6 +16,8 @@ _FLOAT8 = {
 _BYTES = {1: torch.int8, 12: torch.int8, 0: torch.uint8, 13: torch.uint8}
 #: Numbers of the dtypes that npu_quantize accepts, and the dtype of its result.
 _DIVIDED = _BYTES | _FLOAT8 | dict.fromkeys((3, 14), torch.int32)
+_FACTORS = (torch.float32, torch.bfloat16, torch.float16)
+_GROUP_FACTORS = (torch.float32, torch.float16, torch.bfloat16)
 _PACKED = (3, 14, *_INT4)
 _MULTIPLIED = _BYTES | _FLOAT8 | dict.fromkeys(_PACKED, torch.int32)
 
@@ -51,6 +54,8 @@ def npu_trans_quant_param(scale: Tensor, offset: Tensor | None = None, round_mod
     '0x406040200000'
     """
     op = "npu_trans_quant_param"
+    check_dtype(op, "scale", scale, (torch.float32,))
+    check_dtype(op, "offset", offset, (torch.float32,))
     check(round_mode in (None, 0, 1), op, "round_mode", f"round_mode must be 0 or 1, got {round_mode}")
     check(scale.dim() in (1, 2), op, "scale", f"expected one or two dims, got shape {list(scale.shape)}")
     shape = list(scale.shape)
@@ -144,6 +149,9 @@ def npu_quantize(
     tensor([[  2,   2,   0, 127]], dtype=torch.int8)
     """
     op = "npu_quantize"
+    check_dtype(op, "self", self)
+    check_dtype(op, "scales", scales, _FACTORS)
+    check_dtype(op, "zero_points", zero_points, (torch.int8, torch.uint8, torch.int32, *_FACTORS))
     dims = max(self.dim(), 1)
     if div_mode:
         if dtype not in _DIVIDED:
@@ -241,6 +249,7 @@ def npu_anti_quant(
             f"{op}: argument dst_dtype: Input dst_type must be valid, but got UNKNOWN_SCALAR: expected float16, "
             f"bfloat16 or float32, got number {dst_dtype}"
         )
+    check_dtype(op, "scale", scale, _FACTORS)
     shape = list(x.shape)
     if x.dtype == torch.int32:
         check(len(shape) > 0, op, "x", "expected at least one dim of packed int4 values, got a scalar")
@@ -255,12 +264,26 @@ def npu_anti_quant(
     )
     if offset is not None:
         check(
+            offset.dtype == scale.dtype,
+            op,
+            "offset",
+            lambda: f"expected dtype {dtype_name(scale.dtype)} (as scale), got {dtype_name(offset.dtype)}",
+        )
+        check(
             offset.dim() == 1 and offset.shape[0] == scale.shape[0],
             op,
             "offset",
             lambda: f"expected shape {list(scale.shape)} (as scale), got {list(offset.shape)}",
         )
     return x.new_empty(shape, dtype=results[dst_dtype])
+
+
+def _is_int4(dst_dtype: torch.dtype | None) -> bool:
+    """Whether npu_group_quant shall return int4, not int8."""
+    if dst_dtype not in (None, torch.int8, torch.qint8, torch.quint4x2):
+        message = f"dst_dtype must be Int8 or Int4, got {dtype_name(dst_dtype)}{int4_hint(dst_dtype)}"
+        check(False, "npu_group_quant", "dst_dtype", message)
+    return dst_dtype == torch.quint4x2
 
 
 @kernel("npu_group_quant")
@@ -272,6 +295,7 @@ def _group_quant(
     offset: Tensor | None = None,
     dst_dtype: torch.dtype | None = None,
 ) -> Tensor:
+    _is_int4(dst_dtype)
     return torch.ops.npu._npu_group_quant(x, scale, group_index, offset, dst_dtype)
 
 
@@ -312,7 +336,7 @@ def npu_group_quant(
     RuntimeError
         If a dtype or shape does not fit or H is no multiple of 8 for int4.
     ValueError
-        If `group_index` decreases (on npu at the next synchronisation).
+        If `group_index` decreases or goes beyond the rows (on npu at the next synchronisation).
 
     Examples
     --------
@@ -323,9 +347,11 @@ def npu_group_quant(
             [3, 4]], dtype=torch.int8)
     """
     op = "npu_group_quant"
-    packed = dst_dtype == torch.quint4x2
-    if not packed and dst_dtype not in (None, torch.int8, torch.qint8):
-        raise RuntimeError(f"{op}: argument dst_dtype: dst_dtype must be Int8 or Int4, got {dst_dtype}")
+    check_dtype(op, "x", x, _GROUP_FACTORS)
+    check_dtype(op, "scale", scale, _GROUP_FACTORS)
+    check_dtype(op, "group_index", group_index, INDICES)
+    check_dtype(op, "offset", offset, _GROUP_FACTORS)
+    packed = _is_int4(dst_dtype)
     check(x.dim() == 2, op, "x", lambda: f"expected shape [rows, columns], got shape {list(x.shape)}")
     check(group_index.dim() == 1, op, "group_index", lambda: f"expected one dim, got shape {list(group_index.shape)}")
     rows, columns = x.shape

@@ -195,6 +195,13 @@ def npu_quant_scatter(
         As :func:`npu_quant_scatter_`.
     IndexError
         As :func:`npu_quant_scatter_`.
+
+    Examples
+    --------
+    >>> cache, updates = torch.zeros(1, 2, 2, dtype=torch.int8), torch.tensor([[[1.0, 2.5]]]).half()
+    >>> torch.ops.npu.npu_quant_scatter(cache, torch.tensor([1]), updates, torch.tensor([0.5, 0.5]))
+    tensor([[[0, 0],
+             [2, 5]]], dtype=torch.int8)
     """
     parameters = {"quant_scales": quant_scales, "quant_zero_points": quant_zero_points}
     _check_quant("npu_quant_scatter", self, indices, updates, axis, quant_axis, parameters)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npu_ops_llm.dtypes import check_dtype, check_same_dtype
 from npu_ops_llm.registration import check, differentiable, fake, kernel, once_differentiable
 
 Number = int | float
@@ -32,6 +33,7 @@ def _check_mask(op: str, mask: Tensor, x: Tensor) -> None:
     def message() -> str:
         return f"expected a shape that broadcasts to {list(x.shape)}, got {list(mask.shape)}"
 
+    check_dtype(op, "mask", mask, (torch.bool,))
     check(mask.dim() <= x.dim(), op, "mask", message)
     own = x.shape[x.dim() - mask.dim() :]
     for ours, theirs in zip(mask.shape, own, strict=True):
@@ -40,6 +42,7 @@ def _check_mask(op: str, mask: Tensor, x: Tensor) -> None:
 
 
 def _check_like(op: str, argument: str, tensor: Tensor, model_name: str, model: Tensor) -> None:
+    check_same_dtype(op, argument, tensor, model_name, model)
     check(
         tensor.dim() == model.dim()
         and all(ours == theirs for ours, theirs in zip(tensor.shape, model.shape, strict=True)),
@@ -76,7 +79,7 @@ def npu_scaled_masked_softmax(x: Tensor, mask: Tensor, scale: Number = 1, fixed_
     Parameters
     ----------
     x : Tensor
-        1 to 9 dims; float16, bfloat16 or float32.
+        At least 1 dim; float16, bfloat16 or float32.
     mask : Tensor
         bool, of a shape that broadcasts to the shape of `x`; True masks.  Broadcast without a copy.
     scale : int or float
@@ -101,6 +104,7 @@ def npu_scaled_masked_softmax(x: Tensor, mask: Tensor, scale: Number = 1, fixed_
     tensor([0.3775, 0.6225, 0.0000])
     """
     op = "npu_scaled_masked_softmax"
+    check_dtype(op, "x", x)
     check(x.dim() >= 1, op, "x", "expected at least 1 dim, got a tensor without dims")
     if not fixed_triu_mask:
         _check_mask(op, mask, x)
@@ -137,6 +141,7 @@ def npu_scaled_masked_softmax_backward(
         If a dtype or shape does not fit, `scale` is complex, or the tensors are on different devices.
     """
     op = "npu_scaled_masked_softmax_backward"
+    check_dtype(op, "y_grad", y_grad)
     check(y_grad.dim() >= 1, op, "y_grad", "expected at least 1 dim, got a tensor without dims")
     _check_like(op, "y", y, "y_grad", y_grad)
     if not fixed_triu_mask:
@@ -232,7 +237,7 @@ def npu_dropout_with_add_softmax(
     Parameters
     ----------
     self, x1 : Tensor
-        One shape of 1 to 9 dims, one dtype of float16, bfloat16 and float32.
+        One shape of at least 1 dim, one dtype of float16, bfloat16 and float32.
     alpha : int or float
         Factor of `self`.
     prob : float
@@ -269,6 +274,7 @@ def npu_dropout_with_add_softmax(
     tensor([[0.1863, 0.3072, 0.5065]])
     """
     op = "npu_dropout_with_add_softmax"
+    check_dtype(op, "self", self)
     check(self.dim() >= 1, op, "self", "expected at least 1 dim, got a tensor without dims")
     _check_like(op, "x1", x1, "self", self)
     _check_probability(op, prob)
@@ -313,8 +319,10 @@ def npu_dropout_with_add_softmax_backward(
         If `dim` is not a dim of `grad`.
     """
     op = "npu_dropout_with_add_softmax_backward"
+    check_dtype(op, "grad", grad)
     check(grad.dim() >= 1, op, "grad", "expected at least 1 dim, got a tensor without dims")
     _check_like(op, "softmax_out", softmax_out, "grad", grad)
+    check_dtype(op, "mask", mask, (torch.uint8,))
     _check_probability(op, prob)
     _is_last(op, dim, grad.dim())
     check(

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npu_ops_llm.dtypes import FLOATS, INDICES, check_dtype, check_same_dtype, int4_hint
 from npu_ops_llm.registration import check, differentiable, fake, kernel, once_differentiable
 
 
 def _half(op: str, x: Tensor, dim: int) -> list[int | torch.SymInt]:
-    """Check the dim; return x's sizes with half of it."""
+    """Check dtype and dim; return x's sizes with half of it."""
+    check_dtype(op, "self", x)
     rank = x.dim()
     check(
         -rank <= dim < rank,
@@ -95,6 +97,7 @@ def npu_swiglu_backward(grad_output: Tensor, self: Tensor, dim: int = -1) -> Ten
     """
     op = "npu_swiglu_backward"
     sizes = _half(op, self, dim)
+    check_same_dtype(op, "grad_output", grad_output, "self", self)
     check(
         grad_output.dim() == len(sizes)
         and all(ours == theirs for ours, theirs in zip(grad_output.shape, sizes, strict=True)),
@@ -145,7 +148,7 @@ def _quantised_dtype(dst_type: torch.dtype | None) -> int:
         dst_type in (None, torch.int8, torch.quint4x2),
         "npu_swiglu_quant",
         "dst_type",
-        lambda: f"expected None, torch.int8 or torch.quint4x2, got {dst_type}",
+        lambda: f"expected None, torch.int8 or torch.quint4x2, got {dst_type}{int4_hint(dst_type)}",
     )
     return 16 if dst_type == torch.quint4x2 else 1
 
@@ -210,6 +213,10 @@ def npu_swiglu_quant(
     (tensor([[127,  -7]], dtype=torch.int8), tensor([57.9069]))
     """
     op = "npu_swiglu_quant"
+    check_dtype(op, "x", x)
+    check_dtype(op, "smooth_scales", smooth_scales, (torch.float32,))
+    check_dtype(op, "offsets", offsets, (torch.float32,))
+    check_dtype(op, "group_index", group_index, INDICES)
     packed = _quantised_dtype(dst_type) == 16
     _check_quant(op, x, quant_mode, packed)
     check(
@@ -253,6 +260,9 @@ _DEQUANT_DTYPES = {
     291: torch.float8_e5m2,
     292: torch.float8_e4m3fn,
 }
+
+
+_PARAMETERS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @fake
@@ -334,9 +344,17 @@ def npu_dequant_swiglu_quant(
     Examples
     --------
     >>> torch.ops.npu.npu_dequant_swiglu_quant(torch.tensor([[1.0, -2.0, 3.0, 0.5]]), quant_mode=1, swiglu_mode=1)
-    (tensor([[-27, 127]], dtype=torch.int8), tensor([0.0352]))
+    (tensor([[-24, 127]], dtype=torch.int8), tensor([0.0352]))
     """
     op = "npu_dequant_swiglu_quant"
+    check_dtype(op, "x", x, (torch.int32, *FLOATS))
+    if x.dtype == torch.int32:
+        check_dtype(op, "weight_scale", weight_scale, (torch.float32,))
+        check_dtype(op, "activation_scale", activation_scale, (torch.float32,))
+        check_dtype(op, "bias", bias, (torch.int32, *FLOATS))
+    check_dtype(op, "quant_scale", quant_scale, _PARAMETERS)
+    check_dtype(op, "quant_offset", quant_offset, _PARAMETERS)
+    check_dtype(op, "group_index", group_index, INDICES)
     _check_quant(op, x, quant_mode, False)
     check(swiglu_mode in (0, 1, 2), op, "swiglu_mode", lambda: f"swiglu_mode should be 0, 1 or 2, got {swiglu_mode}")
     check(

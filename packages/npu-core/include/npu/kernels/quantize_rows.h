@@ -158,10 +158,16 @@ NPU_LANES_INLINE float absolute_max_row(int64_t columns, Value value) {
   return max_row(columns, 0, [=](int64_t i, int64_t count) NPU_LANES_BODY { return absolute(value(i, count)); });
 }
 
-/* What values are multiplied with when the largest magnitude is `largest`.  A row of zeros becomes zeros. */
+/* What values are multiplied with so that the magnitude `largest` becomes `high`: finite also where the quotient
+ * overflows, with results closer to 0 then.  A row of zeros becomes zeros. */
+NPU_LANES_INLINE float dynamic_multiplier(float high, float largest) {
+  const float most = 3.4028235e38f;
+  float multiplier = high / largest;
+  return largest == 0 ? 0 : multiplier > most ? most : multiplier;
+}
 template <class Q>
 NPU_LANES_INLINE float dynamic_multiplier(float largest) {
-  return largest == 0 ? 0 : QuantizedRange<Q>::kHigh / largest;
+  return dynamic_multiplier(QuantizedRange<Q>::kHigh, largest);
 }
 
 /* What the quantised values have to be multiplied with. */

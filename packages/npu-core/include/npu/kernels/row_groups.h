@@ -29,12 +29,12 @@ static inline int64_t npu_group_of_row(const npu_row_groups* groups, int64_t row
   return low;
 }
 
-/* The first group that ends before its predecessor, or `count`. */
-static inline int64_t npu_first_decreasing_group(const npu_row_groups* groups) {
+/* The first group that ends before its predecessor or behind the last of `rows` rows, or `count`. */
+static inline int64_t npu_first_wrong_group(const npu_row_groups* groups, int64_t rows) {
   int64_t before = 0;
   for (int64_t group = 0; group < groups->count; ++group) {
     int64_t end = npu_group_end(groups, group);
-    if (end < before) return group;
+    if (end < before || end > rows) return group;
     before = end;
   }
   return groups->count;
