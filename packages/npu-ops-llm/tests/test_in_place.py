@@ -119,6 +119,14 @@ def test_every_operator_that_writes_is_here() -> None:
     assert writing | unmarked == {*CALLS, *elsewhere}
 
 
+def test_errors_are_plain(device: str) -> None:
+    """Also where they come through a kernel in Python beneath a composite in C++."""
+    x, updates = torch.zeros(3, 2, device=device), torch.ones(1, 3, device=device)
+    with pytest.raises(RuntimeError, match="^npu_scatter_nd_update_: argument updates: expected shape") as raised:
+        torch.ops.npu.npu_scatter_nd_update_(x, torch.tensor([[1]], device=device), updates)
+    assert "At:" not in str(raised.value)
+
+
 def test_integers_count_their_versions_too(device: str) -> None:
     cache = torch.zeros(1, 2, 3, dtype=torch.int8, device=device)
     updates = torch.ones(1, 1, 3, dtype=torch.float16, device=device)

@@ -165,12 +165,30 @@ inline void check_same_device(const char* op, const Device& device, const char* 
   if (other.has_value()) check_same_device(op, device, argument, *other);
 }
 
+/// Throws `message` as what it was before the dispatcher carried it: of an exception of a kernel in Python it makes
+/// "IndexError: text\n\nAt:\n" and the frames.
+[[noreturn]] __attribute__((noinline, cold)) inline void rethrow_as_raised(std::string message) {
+  const size_t frames = message.find("\n\nAt:\n");
+  if (frames == std::string::npos) throw std::runtime_error(message);
+  message.resize(frames);
+  const size_t colon = message.find(": ");
+  const std::string type = message.substr(0, colon);
+  if (type == "RuntimeError" || type == "IndexError" || type == "ValueError") message.erase(0, colon + 2);
+  if (type == "IndexError") throw std::out_of_range(message);
+  if (type == "ValueError") throw std::invalid_argument(message);
+  throw std::runtime_error(message);
+}
+
 /// Calls an operator that returns nothing through the dispatcher: `call_operator("npu::_npu_silu_", self)`.  The public
 /// in-place operators are composites over such operators, which is what functionalisation understands.
 template <class... Arguments>
 void call_operator(const char* name, const Arguments&... arguments) {
   StableIValue stack[sizeof...(arguments)] = {torch::stable::detail::from(arguments)...};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
+  try {
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
+  } catch (const std::runtime_error& error) {
+    rethrow_as_raised(error.what());
+  }
 }
 
 }  // namespace npu::kernels
