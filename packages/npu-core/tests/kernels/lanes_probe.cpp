@@ -1,4 +1,5 @@
-// The building blocks of kernel files as plain functions, for test_kernel_headers.py.  Compiled once per instruction set.
+// The building blocks of kernel files as plain functions, for test_kernel_headers.py.  Compiled once per instruction
+// set.
 #include "npu/kernels/math_lanes.h"
 #include "npu/kernels/rows.h"
 
