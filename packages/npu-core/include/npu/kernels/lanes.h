@@ -75,6 +75,21 @@ NPU_LANES_INLINE Words choose(Mask mask, Words yes, Words no) {
   return (yes & bits_as<Words>(mask)) | (no & ~bits_as<Words>(mask));
 }
 
+/* Bit i of the result is lane i of the mask. */
+NPU_LANES_INLINE uint32_t lane_bits(Mask mask) {
+#if defined(__AVX512F__)
+  return (uint32_t)_mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+  return (uint32_t)_mm256_movemask_ps((__m256)mask);
+#elif defined(__SSE2__)
+  return (uint32_t)_mm_movemask_ps((__m128)mask);
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= (uint32_t)(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+
 /* As std::max / std::min per lane with the first operand winning when the comparison is false (NaN in either). */
 NPU_LANES_INLINE Floats maximum(Floats a, Floats b) {
   /* The instructions return their second operand when the comparison is false. */

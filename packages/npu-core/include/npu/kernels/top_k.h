@@ -29,21 +29,6 @@ NPU_LANES_INLINE Ints sort_key(Floats value) {
   return (Ints)choose(value != value, 0x7fc00000u + Words{}, (Words)key);
 }
 
-/* The bit of every lane that is set. */
-NPU_LANES_INLINE uint32_t lane_bits(Mask mask) {
-#if defined(__AVX512F__)
-  return (uint32_t)_mm512_movepi32_mask((__m512i)mask);
-#elif defined(__AVX2__)
-  return (uint32_t)_mm256_movemask_ps((__m256)mask);
-#elif defined(__SSE2__)
-  return (uint32_t)_mm_movemask_ps((__m128)mask);
-#else
-  uint32_t bits = 0;
-  for (int i = 0; i < kLanes; ++i) bits |= (uint32_t)(mask[i] & 1) << i;
-  return bits;
-#endif
-}
-
 /* keys[0 .. padded_keys(count)): the keys of the values, then INT32_MIN, which is below the key of any value. */
 inline void sort_keys(const float* values, int64_t count, int32_t* keys) {
   int64_t i = 0;

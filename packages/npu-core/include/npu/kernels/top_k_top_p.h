@@ -30,20 +30,6 @@ struct Cut {
   int64_t ties;
 };
 
-NPU_LANES_INLINE uint32_t mask_bits(Mask mask) {
-#if defined(__AVX512F__)
-  return (uint32_t)_mm512_movepi32_mask((__m512i)mask);
-#elif defined(__AVX2__)
-  return (uint32_t)_mm256_movemask_ps((__m256)mask);
-#elif defined(__SSE2__)
-  return (uint32_t)_mm_movemask_ps((__m128)mask);
-#else
-  uint32_t bits = 0;
-  for (int i = 0; i < kLanes; ++i) bits |= (uint32_t)(mask[i] & 1) << i;
-  return bits;
-#endif
-}
-
 /* Values with +0 for -0; lanes beyond `count` are NaN, which is in no interval. */
 template <class T>
 NPU_LANES_INLINE Floats load_ordered(const T* from, int64_t count) {
@@ -86,7 +72,7 @@ int64_t collect(const T* from, int64_t n, float low, float high, float* to) {
     Floats value = load_ordered(from + i, count);
     Mask inside = value >= least;
     if (!open) inside &= value < bound;
-    uint32_t bits = mask_bits(inside);
+    uint32_t bits = lane_bits(inside);
     if (bits != 0) *count_found += append(to + *count_found, value, bits);
   });
   return found;
@@ -242,7 +228,7 @@ int64_t block_maxima(const T* from, int64_t n, float* maxima) {
     Floats largest = broadcast(-INFINITY);
     for (int64_t i = begin; i < end; i += kLanes) {
       Floats value = load_ordered(from + i, end - i < kLanes ? end - i : (int64_t)kLanes);
-      numbers += __builtin_popcount(mask_bits(value == value));
+      numbers += __builtin_popcount(lane_bits(value == value));
       largest = maximum(largest, value);
     }
     maxima[begin / kBlock] = max_lanes(largest);
