@@ -11,7 +11,7 @@ from known_exceptions import reason
 from opinfo_cases import DTYPES, Case, Inapplicable, all_cases, run_case
 
 SAMPLED = tuple(dtype for dtype in DTYPES if dtype is not torch.float32)
-EVERY = 7  # prime to the number of modes and of dtypes: the sample reaches all of them
+EVERY = 13  # prime to the number of modes and of dtypes: the sample reaches all of them
 
 
 def _parameters() -> list:
