@@ -118,11 +118,10 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dy, const Tensor& sel
                 npu_dtype_name(dtype_of(dy)));
   NPU_CHECK_ARG(dtype_of(rstd) == NPU_FLOAT32, kOp, "rstd", "expected dtype float32, got ",
                 npu_dtype_name(dtype_of(rstd)), "; pass the second output of npu_rms_norm");
-  auto same = [](Sizes a, Sizes b) { return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin()); };
-  NPU_CHECK_ARG(same(dy.sizes(), self.sizes()), kOp, "dy", "expected shape ", shape_text(self.sizes()),
+  NPU_CHECK_ARG(same_sizes(dy.sizes(), self.sizes()), kOp, "dy", "expected shape ", shape_text(self.sizes()),
                 " (as self), got ", shape_text(dy.sizes()));
   Sizes rstd_sizes(shape.rstd.data(), shape.rstd.size());
-  NPU_CHECK_ARG(same(rstd.sizes(), rstd_sizes), kOp, "rstd", "expected shape ", shape_text(rstd_sizes), ", got ",
+  NPU_CHECK_ARG(same_sizes(rstd.sizes(), rstd_sizes), kOp, "rstd", "expected shape ", shape_text(rstd_sizes), ", got ",
                 shape_text(rstd.sizes()), "; pass the second output of npu_rms_norm");
 
   // Enough blocks for any team, few enough that their sums cost little beside the rows.

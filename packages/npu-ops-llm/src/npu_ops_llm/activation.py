@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from npu_ops_llm.dtypes import check_dtype, check_same_dtype
-from npu_ops_llm.registration import check, differentiable, fake, once_differentiable
+from npu_ops_llm.registration import check, differentiable, documented, fake, once_differentiable
 
 
 def _check_like(op: str, argument: str, tensor: Tensor, like: str, x: Tensor) -> None:
@@ -332,6 +332,7 @@ def _npu_silu_(self: Tensor) -> None:
     check_dtype("npu_silu_", "self", self)
 
 
+@documented
 def npu_silu_(self: Tensor) -> Tensor:
     """:func:`npu_silu` in place.
 
@@ -362,9 +363,6 @@ def npu_silu_(self: Tensor) -> Tensor:
     """
     torch.ops.npu._npu_silu_(self)
     return self
-
-
-torch.ops.npu.npu_silu_.__doc__ = npu_silu_.__doc__
 
 
 def _autograd_of_silu_in_place(self: Tensor) -> None:
