@@ -29,10 +29,13 @@ npu_status Report(npu_error* error, npu_status status, const std::string& text) 
 
 Communicator::Communicator(const CommunicatorSettings& settings, KeyValueStore store)
     : settings_(settings),
-      transport_(Rendezvous(store, settings.rank, settings.size, settings.connect_timeout), settings.rank, memory_,
-                 settings.execution_timeout) {
+      collectives_(Connect({.rank = settings.rank,
+                            .size = settings.size,
+                            .connect_limit = settings.connect_timeout,
+                            .execution_limit = settings.execution_timeout},
+                           std::move(store), memory_)) {
   // A group that was made without a name gets one that all its ranks know and no other group has.
-  if (settings_.name.empty()) settings_.name = "group_name_" + std::to_string(transport_.ranks().front().nonce);
+  if (settings_.name.empty()) settings_.name = "group_name_" + std::to_string(collectives_->identity());
 }
 
 Communicator::~Communicator() {
@@ -48,7 +51,7 @@ npu_status Communicator::RunTask(void* payload, npu_error* error) {
   Communicator& self = *operation.communicator;
   operation.record->Start();
   try {
-    operation.body(self.transport_);
+    operation.body(*self.collectives_);
     operation.record->Succeed();
     return NPU_OK;
   } catch (const CommError& failure) {
@@ -121,7 +124,7 @@ void Communicator::Abort(const std::string& reason) noexcept {
     const std::lock_guard lock(mutex_);
     if (failure_.empty()) failure_ = reason;
   }
-  transport_.Abort(reason.c_str());
+  collectives_->Abort(reason.c_str());
 }
 
 void Communicator::OperationEnded() noexcept {
@@ -142,7 +145,7 @@ void Communicator::Close(std::unique_ptr<Communicator> communicator, std::chrono
                         " closed the process group while a collective was pending");
     idle = communicator->Drain(kAbortGrace);
   }
-  communicator->transport_.Leave();
+  communicator->collectives_->Leave();
   if (!idle) (void)communicator.release();
 }
 

@@ -8,9 +8,9 @@
 #include <mutex>
 #include <string>
 
+#include "collectives/connect.h"
 #include "process_group/call_record.h"
 #include "process_group/runtime_access.h"
-#include "transport/shared_memory_transport.h"
 
 namespace npu::distributed {
 
@@ -26,7 +26,7 @@ struct CommunicatorSettings {
 
 class Communicator {
  public:
-  using Body = std::function<void(Transport&)>;
+  using Body = std::function<void(Collectives&)>;
 
   /// Collective over the group; blocks until everybody has come.  Throws CommError.
   Communicator(const CommunicatorSettings& settings, KeyValueStore store);
@@ -37,6 +37,8 @@ class Communicator {
 
   const std::string& name() const { return settings_.name; }
   int device() const { return settings_.device; }
+  int rank() const { return settings_.rank; }
+  int size() const { return settings_.size; }
   npu_stream* stream() const { return settings_.stream; }
 
   /// Queues `body` on the stream, behind everything queued there, as a task that may wait for peers.  `label` must be a
@@ -65,7 +67,7 @@ class Communicator {
 
   CommunicatorSettings settings_;
   RuntimeMemory memory_;
-  SharedMemoryTransport transport_;
+  std::unique_ptr<Collectives> collectives_;
   mutable std::mutex mutex_;
   std::condition_variable idle_;
   int in_flight_ = 0;

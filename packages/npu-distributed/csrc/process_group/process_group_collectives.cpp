@@ -3,7 +3,6 @@
 
 #include <numeric>
 
-#include "collectives/algorithms.h"
 #include "process_group/process_group_hccl.h"
 #include "process_group/tensor_checks.h"
 
@@ -72,8 +71,8 @@ WorkPtr ProcessGroupHCCL::allreduce(std::vector<at::Tensor>& tensors, const c10d
   const Reduction reduction = ReductionOf(options.reduceOp, tensor);
   Launch launch{OpType::ALLREDUCE, "hccl::all_reduce", {}, {tensor}, {}};
   if (reduction.factor.defined()) launch.inputs.push_back(reduction.factor);
-  launch.body = [type = ElementTypeOf(tensor), reduction, data = RegionOf(tensor)](Transport& transport) {
-    AllReduce(transport, type, reduction.kind, reduction.Factor(), data);
+  launch.body = [type = ElementTypeOf(tensor), reduction, data = RegionOf(tensor)](Collectives& group) {
+    group.AllReduce(type, reduction.kind, reduction.Factor(), data);
   };
   launch.timeout = options.timeout;
   return Run(std::move(launch));
@@ -86,8 +85,8 @@ WorkPtr ProcessGroupHCCL::allreduce_coalesced(std::vector<at::Tensor>& tensors,
   const Reduction reduction = ReductionOf(options.reduceOp, tensors.front());
   Launch launch{OpType::ALLREDUCE_COALESCED, "hccl::all_reduce_coalesced", {}, tensors, {}};
   if (reduction.factor.defined()) launch.inputs.push_back(reduction.factor);
-  launch.body = [type = ElementTypeOf(tensors.front()), reduction, regions = RegionsOf(tensors)](Transport& transport) {
-    for (const Region& region : regions) AllReduce(transport, type, reduction.kind, reduction.Factor(), region);
+  launch.body = [type = ElementTypeOf(tensors.front()), reduction, regions = RegionsOf(tensors)](Collectives& group) {
+    for (const Region& region : regions) group.AllReduce(type, reduction.kind, reduction.Factor(), region);
   };
   launch.timeout = options.timeout;
   return Run(std::move(launch));
@@ -99,7 +98,7 @@ WorkPtr ProcessGroupHCCL::broadcast(std::vector<at::Tensor>& tensors, const c10d
   CheckRoot(options.rootRank, size_, "broadcast");
   Launch launch{OpType::BROADCAST, "hccl::broadcast", {}, {tensor}, {}};
   launch.body = [type = ElementTypeOf(tensor), root = static_cast<int>(options.rootRank),
-                 data = RegionOf(tensor)](Transport& transport) { Broadcast(transport, type, root, data); };
+                 data = RegionOf(tensor)](Collectives& group) { group.Broadcast(type, root, data); };
   launch.timeout = options.timeout;
   return Run(std::move(launch));
 }
@@ -112,8 +111,8 @@ WorkPtr ProcessGroupHCCL::reduce(std::vector<at::Tensor>& tensors, const c10d::R
   Launch launch{OpType::REDUCE, "hccl::reduce", {}, {tensor}, {}};
   if (reduction.factor.defined()) launch.inputs.push_back(reduction.factor);
   launch.body = [type = ElementTypeOf(tensor), reduction, root = static_cast<int>(options.rootRank),
-                 data = RegionOf(tensor)](Transport& transport) {
-    Reduce(transport, type, reduction.kind, reduction.Factor(), root, data);
+                 data = RegionOf(tensor)](Collectives& group) {
+    group.Reduce(type, reduction.kind, reduction.Factor(), root, data);
   };
   launch.timeout = options.timeout;
   return Run(std::move(launch));
@@ -129,7 +128,7 @@ WorkPtr ProcessGroupHCCL::allgather(std::vector<std::vector<at::Tensor>>& output
               " output tensors, one per rank, but got ", outputs.front().size());
   Launch launch{OpType::ALLGATHER, "hccl::all_gather", {input}, outputs.front(), {}};
   launch.body = [type = ElementTypeOf(input), from = RegionOf(input),
-                 to = RegionsOf(outputs.front())](Transport& transport) { AllGather(transport, type, from, to); };
+                 to = RegionsOf(outputs.front())](Collectives& group) { group.AllGather(type, from, to); };
   launch.timeout = options.timeout;
   return Run(std::move(launch));
 }
@@ -165,8 +164,8 @@ WorkPtr ProcessGroupHCCL::allgather_into_tensor_coalesced(std::vector<at::Tensor
     pairs.push_back({ElementTypeOf(inputs[i]), RegionOf(inputs[i]), EqualParts(outputs[i], size_)});
   }
   Launch launch{OpType::_ALLGATHER_BASE, "hccl::all_gather_into_tensor", inputs, outputs, {}};
-  launch.body = [pairs = std::move(pairs)](Transport& transport) {
-    for (const Pair& pair : pairs) AllGather(transport, pair.type, pair.from, pair.to);
+  launch.body = [pairs = std::move(pairs)](Collectives& group) {
+    for (const Pair& pair : pairs) group.AllGather(pair.type, pair.from, pair.to);
   };
   launch.timeout = options.timeout;
   return Run(std::move(launch));
@@ -180,8 +179,8 @@ WorkPtr ProcessGroupHCCL::ReduceScatterInto(OpType op, at::Tensor& output, std::
   const std::vector<Region> from = inputs.size() == 1 ? EqualParts(inputs.front(), size_) : RegionsOf(inputs);
   Launch launch{op, "hccl::reduce_scatter", std::move(inputs), {output}, {}};
   if (reduction.factor.defined()) launch.inputs.push_back(reduction.factor);
-  launch.body = [type = ElementTypeOf(output), reduction, from, to = RegionOf(output)](Transport& transport) {
-    ReduceScatter(transport, type, reduction.kind, reduction.Factor(), from, to);
+  launch.body = [type = ElementTypeOf(output), reduction, from, to = RegionOf(output)](Collectives& group) {
+    group.ReduceScatter(type, reduction.kind, reduction.Factor(), from, to);
   };
   launch.timeout = timeout;
   return Run(std::move(launch));
@@ -243,8 +242,8 @@ WorkPtr ProcessGroupHCCL::alltoall_base(at::Tensor& output, at::Tensor& input, s
               "Tensors are not equal in size or data type");
   Launch launch{OpType::ALLTOALL_BASE, "hccl::all_to_all_single", {input}, {output}, {}};
   launch.body = [type = ElementTypeOf(input), from = SplitParts(input, input_splits, size_, "the input"),
-                 to = SplitParts(output, output_splits, size_, "the output")](Transport& transport) {
-    AllToAll(transport, type, from, to);
+                 to = SplitParts(output, output_splits, size_, "the output")](Collectives& group) {
+    group.AllToAll(type, from, to);
   };
   launch.timeout = options.timeout;
   return Run(std::move(launch));
@@ -261,7 +260,7 @@ WorkPtr ProcessGroupHCCL::alltoall(std::vector<at::Tensor>& outputs, std::vector
   CheckTensorList(outputs, inputs.front());
   Launch launch{OpType::ALLTOALL, "hccl::all_to_all", inputs, outputs, {}};
   launch.body = [type = ElementTypeOf(inputs.front()), from = RegionsOf(inputs),
-                 to = RegionsOf(outputs)](Transport& transport) { AllToAll(transport, type, from, to); };
+                 to = RegionsOf(outputs)](Collectives& group) { group.AllToAll(type, from, to); };
   launch.timeout = options.timeout;
   return Run(std::move(launch));
 }
@@ -280,7 +279,7 @@ WorkPtr ProcessGroupHCCL::scatter(std::vector<at::Tensor>& outputs, std::vector<
   }
   Launch launch{OpType::SCATTER, "hccl::scatter", sent, {output}, {}};
   launch.body = [type = ElementTypeOf(output), root = static_cast<int>(options.rootRank), from = RegionsOf(sent),
-                 to = RegionOf(output)](Transport& transport) { Scatter(transport, type, root, from, to); };
+                 to = RegionOf(output)](Collectives& group) { group.Scatter(type, root, from, to); };
   launch.timeout = options.timeout;
   return Run(std::move(launch));
 }
@@ -299,7 +298,7 @@ WorkPtr ProcessGroupHCCL::gather(std::vector<std::vector<at::Tensor>>& outputs, 
   }
   Launch launch{OpType::GATHER, "hccl::gather", {input}, received, {}};
   launch.body = [type = ElementTypeOf(input), root = static_cast<int>(options.rootRank), from = RegionOf(input),
-                 to = RegionsOf(received)](Transport& transport) { Gather(transport, type, root, from, to); };
+                 to = RegionsOf(received)](Collectives& group) { group.Gather(type, root, from, to); };
   launch.timeout = options.timeout;
   return Run(std::move(launch));
 }
@@ -321,7 +320,7 @@ WorkPtr ProcessGroupHCCL::barrier(const c10d::BarrierOptions& options) {
   }
   const at::Device place(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device));
   Launch launch{OpType::BARRIER, "hccl::barrier", {}, {at::empty({0}, at::TensorOptions().device(place))}, {}};
-  launch.body = [](Transport& transport) { Barrier(transport); };
+  launch.body = [](Collectives& group) { group.Barrier(); };
   launch.blocks_host = true;
   launch.timeout = options.timeout;
   return Run(std::move(launch));

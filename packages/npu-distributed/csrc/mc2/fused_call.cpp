@@ -1,0 +1,47 @@
+#include "mc2/fused_call.h"
+
+#include <c10/util/Exception.h>
+
+#include "process_group/communicator_registry.h"
+#include "process_group/work.h"
+
+namespace npu::distributed {
+
+Communicator& RequireCommunicator(const char* op, const std::string& name, int64_t world_size) {
+  constexpr size_t kLongestName = 127;
+  TORCH_CHECK(!name.empty() && name.size() <= kLongestName, op, ": the name of the communicator should have 1 to ",
+              kLongestName, " characters, but has ", name.size(),
+              "; pass what group._get_backend(torch.device(\"npu\")).get_hccl_comm_name(rank) returns");
+  int32_t device = 0;
+  CheckRuntime(Runtime().current_device(&device), "reading the current device");
+  Communicator* communicator = FindCommunicator(name, device);
+  TORCH_CHECK(communicator != nullptr, op, ": there is no communicator \"", name, "\" on npu:", device,
+              "; pass what group._get_backend(torch.device(\"npu\")).get_hccl_comm_name(rank) returns");
+  TORCH_CHECK(world_size < 0 || world_size == communicator->size(), op, ": world size ", world_size,
+              " is not the size of communicator \"", name, "\", which has ", communicator->size(), " ranks");
+  return *communicator;
+}
+
+FusedCall::FusedCall(Communicator& communicator)
+    : communicator_(communicator), ready_(MakeEvent()), done_(MakeEvent()) {}
+
+void FusedCall::Communicate(const char* label, const std::vector<at::Tensor>& tensors, Communicator::Body body) {
+  const npu_runtime_api& runtime = Runtime();
+  npu_stream* stream = communicator_.stream();
+  CheckRuntime(runtime.event_record(ready_.get(), runtime.current_stream(communicator_.device())), label);
+  CheckRuntime(runtime.event_wait(ready_.get(), stream), label);
+  for (const at::Tensor& tensor : tensors) {
+    const void* block = tensor.defined() ? tensor.storage().data() : nullptr;
+    if (block != nullptr) CheckRuntime(runtime.memory_record_stream(block, stream), label);
+  }
+  last_ = std::make_shared<CallRecord>();
+  communicator_.Launch(label, last_, std::move(body));
+}
+
+void FusedCall::Join() {
+  if (!last_) return;
+  CheckRuntime(Runtime().event_record(done_.get(), communicator_.stream()), "joining a fused operator");
+  WaitOnCurrentStream(communicator_.device(), done_.get(), last_);
+}
+
+}  // namespace npu::distributed

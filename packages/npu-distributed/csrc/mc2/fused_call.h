@@ -1,0 +1,47 @@
+// The frame of an operator that computes and communicates: to its caller work of the current stream, inside two
+// streams.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "process_group/communicator.h"
+
+namespace npu::distributed {
+
+/// The communicator `name` on the current device.  Throws c10::Error that names `op` when the name is empty, longer
+/// than 127 characters or unknown, or when `world_size` (if not negative) is not its size.
+Communicator& RequireCommunicator(const char* op, const std::string& name, int64_t world_size = -1);
+
+/// One call of a fused operator.  Use from the calling thread only:
+///
+///   FusedCall call(communicator);
+///   at::mm_out(tile, ...);                       // compute: current stream
+///   call.Communicate("op::tile", {tile}, body);  // communication stream, behind what the current stream holds now
+///   call.Join();                                 // the current stream waits for all communication so far
+///
+/// Both directions order streams, never the host.  A failed collective fails the current stream at Join.
+class FusedCall {
+ public:
+  explicit FusedCall(Communicator& communicator);
+  FusedCall(const FusedCall&) = delete;
+  FusedCall& operator=(const FusedCall&) = delete;
+
+  /// Queues `body` on the communication stream.  `tensors` are those whose memory it uses: their blocks are not reused
+  /// before it has run.  `label` must be a static string.
+  void Communicate(const char* label, const std::vector<at::Tensor>& tensors, Communicator::Body body);
+
+  /// Makes the current stream wait for everything communicated so far.
+  void Join();
+
+ private:
+  Communicator& communicator_;
+  EventPtr ready_;
+  EventPtr done_;
+  std::shared_ptr<CallRecord> last_;
+};
+
+}  // namespace npu::distributed
