@@ -60,6 +60,18 @@ KeyValueStore ViewOf(c10::intrusive_ptr<c10d::Store> store) {
 
 std::string StorePrefix(int generation) { return "hccl/" + std::to_string(generation); }
 
+GroupIdentity IdentityOf(int rank, int size, const ProcessGroupHCCL::Options& options) {
+  static std::atomic<size_t> next_number{0};
+  GroupIdentity identity;
+  identity.number = next_number++;
+  identity.id = options.group_id;
+  identity.name = "group_name_" + (options.group_id.empty() ? std::to_string(identity.number) : options.group_id);
+  identity.rank = rank;
+  identity.size = size;
+  identity.global_ranks = options.global_ranks_in_group;
+  return identity;
+}
+
 /// The stream that groups with this buffer name share on a device.
 npu_stream*& SharedStream(int device, const std::string& buffer_name) {
   static std::mutex mutex;
@@ -82,11 +94,22 @@ ProcessGroupHCCL::ProcessGroupHCCL(c10::intrusive_ptr<c10d::Store> store, int ra
   if (auto found = options_->hccl_config.find("hccl_algo"); found != options_->hccl_config.end()) {
     if (auto* text = std::get_if<std::string>(&found->second)) text->resize(std::min(text->size(), kLongestAlgorithm));
   }
+  environment_.WarnIfTimeoutIsShort(options_->timeout);
+  diagnosis_ = std::make_unique<GroupDiagnosis>(IdentityOf(rank, size, *options_), environment_, store_);
   if (environment_.error_handling != ErrorHandling::kNone) {
-    watchdog_ = std::make_unique<Watchdog>(rank, environment_.error_handling, [this](const std::string& reason) {
+    Watchdog::Group watched;
+    watched.rank = rank;
+    watched.handling = environment_.error_handling;
+    watched.diagnosis = diagnosis_.get();
+    watched.abort = [this](const std::string& reason) {
       const std::lock_guard lock(mutex_);
       if (communicator_) communicator_->Abort(reason);
-    });
+    };
+    watched.device_stopped = [this] {
+      const std::lock_guard lock(mutex_);
+      return stream_ != nullptr && Runtime().stream_query(stream_) == NPU_ERROR_STOPPED;
+    };
+    watchdog_ = std::make_unique<Watchdog>(std::move(watched));
   }
   init();
   LiveGroups& live = AllGroups();
@@ -223,6 +246,7 @@ Communicator& ProcessGroupHCCL::CommunicatorOn(int device) {
   }
   RegisterCommunicator(made->name(), device, made.get());
   registered_name_ = made->name();
+  diagnosis_->CommunicatorMade(made->name(), device, getGroupDesc());
   communicator_ = std::move(made);
   if (!start_) start_ = MakeEvent();
   return *communicator_;
@@ -262,6 +286,8 @@ void ProcessGroupHCCL::shutdown() {
   if (limit.count() == 0) limit = std::chrono::hours(24 * 365);
   CloseCommunicator(limit);
   watchdog_.reset();
+  if (diagnosis_) diagnosis_->End();
+  diagnosis_.reset();
 }
 
 // ---- works ----------------------------------------------------------------------------------------------------------
@@ -276,6 +302,7 @@ std::chrono::milliseconds ProcessGroupHCCL::NextTimeout(std::chrono::millisecond
 }
 
 c10::intrusive_ptr<c10d::Work> ProcessGroupHCCL::Run(Launch launch) {
+  std::shared_ptr<torch::CapturedTraceback> frames = diagnosis_ ? diagnosis_->CaptureFrames() : nullptr;
   const std::lock_guard lock(mutex_);
   const at::Tensor& witness = launch.outputs.empty() ? launch.inputs.front() : launch.outputs.front();
   Communicator& communicator = CommunicatorOn(witness.device().index());
@@ -310,7 +337,7 @@ c10::intrusive_ptr<c10d::Work> ProcessGroupHCCL::Run(Launch launch) {
   start.abort_on_timeout = environment_.blocking_wait;
   start.stream = stream;
   start.outputs = std::move(launch.outputs);
-  start.record = std::make_shared<CallRecord>();
+  start.record = std::make_shared<CallRecord>(diagnosis_->progress(), static_cast<int64_t>(start.sequence));
   start.stash = stash;
   start.abort = [weak = c10::weak_intrusive_ptr<ProcessGroupHCCL>(
                      c10::intrusive_ptr<ProcessGroupHCCL>::reclaim_copy(this))](const std::string& reason) {
@@ -320,6 +347,16 @@ c10::intrusive_ptr<c10d::Work> ProcessGroupHCCL::Run(Launch launch) {
 
   const std::shared_ptr<CallRecord> record = start.record;
   const std::chrono::milliseconds timeout = start.timeout;
+  AnnouncedCall announced;
+  announced.op = c10d::opTypeToString(launch.op);
+  announced.sequence = start.sequence;
+  announced.op_id = start.sequence;
+  announced.inputs = launch.inputs.empty() ? &start.outputs : &launch.inputs;
+  announced.outputs = &start.outputs;
+  announced.timeout = timeout;
+  announced.record = record;
+  announced.frames = std::move(frames);
+  diagnosis_->Announce(announced);
   communicator.Launch(launch.label, record, std::move(launch.body));
   auto work = c10::make_intrusive<WorkHCCL>(std::move(start));
   if (watchdog_) {
@@ -327,6 +364,8 @@ c10::intrusive_ptr<c10d::Work> ProcessGroupHCCL::Run(Launch launch) {
     entry.record = record;
     entry.stash = std::move(stash);
     entry.description = work->Describe();
+    entry.op = announced.op;
+    entry.sequence = static_cast<int64_t>(announced.sequence);
     entry.timeout = timeout;
     watchdog_->Add(std::move(entry));
   }
@@ -370,6 +409,20 @@ void ProcessGroupHCCL::AddEphemeralTimeout(std::chrono::milliseconds timeout) {
 void ProcessGroupHCCL::ClearWatchedWorks() {
   if (watchdog_) watchdog_->Clear();
 }
+
+void ProcessGroupHCCL::SetWatchdogStatus(int status) {
+  TORCH_CHECK_VALUE(status >= 0 && status <= 2,
+                    "set_watchdog_status: expected 0 (init), 1 (run) or 2 (stop), but got ", status);
+  if (watchdog_) watchdog_->SetStatus(static_cast<Watchdog::Status>(status));
+}
+
+void ProcessGroupHCCL::enableCollectivesTiming() {
+  if (diagnosis_) diagnosis_->EnableTiming();
+}
+
+bool ProcessGroupHCCL::MustEndProcess() { return watchdog_ && watchdog_->MustEndProcess(); }
+
+void ProcessGroupHCCL::EndProcess() { watchdog_->EndProcess(); }
 
 // ---- names and streams ----------------------------------------------------------------------------------------------
 
@@ -424,12 +477,17 @@ int64_t ProcessGroupHCCL::ExistingStreamId() const {
   return stream_ != nullptr ? Runtime().stream_id(stream_) : -1;
 }
 
-void ShutdownAllGroups(std::chrono::milliseconds limit) {
+void ShutdownAllGroups(std::chrono::milliseconds limit, const std::function<void()>& before_end) {
   std::set<ProcessGroupHCCL*> groups;
   {
     LiveGroups& live = AllGroups();
     const std::lock_guard lock(live.mutex);
     groups = live.groups;
+  }
+  for (ProcessGroupHCCL* group : groups) {
+    if (!group->MustEndProcess()) continue;
+    before_end();
+    group->EndProcess();
   }
   for (ProcessGroupHCCL* group : groups) {
     group->setTimeout(limit);

@@ -15,6 +15,7 @@
 
 #include "process_group/communicator.h"
 #include "process_group/environment.h"
+#include "process_group/group_diagnosis.h"
 #include "process_group/watchdog.h"
 #include "process_group/work.h"
 
@@ -113,6 +114,12 @@ class ProcessGroupHCCL final : public c10d::Backend {
   void SetDefaultTimeout(std::chrono::milliseconds timeout) { setTimeout(timeout); }
   void AddEphemeralTimeout(std::chrono::milliseconds timeout);
   void ClearWatchedWorks();
+  /// 0 init, 1 run, 2 stop: a stopped watchdog keeps the works and does not look at them.
+  void SetWatchdogStatus(int status);
+  void enableCollectivesTiming() override;
+  /// Whether a collective has failed, nobody has dealt with it, and the process is to end for it.
+  bool MustEndProcess();
+  [[noreturn]] void EndProcess();
 
  private:
   struct Launch {
@@ -153,10 +160,12 @@ class ProcessGroupHCCL final : public c10d::Backend {
   bool shut_down_ = false;
   bool coalescing_ = false;
   std::vector<c10::intrusive_ptr<WorkHCCL>> coalesced_;
-  std::unique_ptr<Watchdog> watchdog_;
+  std::unique_ptr<GroupDiagnosis> diagnosis_;
+  std::unique_ptr<Watchdog> watchdog_;  // uses diagnosis_
 };
 
-/// Shuts down every group of this process, giving pending works `limit`; called at interpreter exit.
-void ShutdownAllGroups(std::chrono::milliseconds limit);
+/// Shuts down every group of this process, giving pending works `limit`; called at interpreter exit.  When a failure
+/// that nobody has dealt with is to end the process, calls `before_end` and ends it with SIGABRT.
+void ShutdownAllGroups(std::chrono::milliseconds limit, const std::function<void()>& before_end);
 
 }  // namespace npu::distributed
