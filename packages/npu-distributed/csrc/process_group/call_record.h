@@ -18,10 +18,12 @@ class CallRecord {
  public:
   enum class State : int { kQueued, kRunning, kDone, kFailed };
 
-  CallRecord() = default;
-  /// Collective number `sequence` of the group whose progress this is.
-  CallRecord(std::shared_ptr<GroupProgress> progress, int64_t sequence)
-      : progress_(std::move(progress)), sequence_(sequence) {}
+  /// This is collective number `sequence` of the group whose progress that is.  To be said before the task is queued; a
+  /// task that is several collectives counts as the last one.
+  void CountAs(std::shared_ptr<GroupProgress> progress, int64_t sequence) noexcept {
+    progress_ = std::move(progress);
+    sequence_ = sequence;
+  }
 
   State state() const noexcept { return state_.load(std::memory_order_acquire); }
   bool finished() const noexcept { return state() >= State::kDone; }
@@ -47,8 +49,8 @@ class CallRecord {
   std::atomic<State> state_{State::kQueued};
   std::atomic<int64_t> started_at_{0};
   std::atomic<int64_t> ended_at_{0};
-  const std::shared_ptr<GroupProgress> progress_;
-  const int64_t sequence_ = 0;
+  std::shared_ptr<GroupProgress> progress_;
+  int64_t sequence_ = 0;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   npu_status status_ = NPU_OK;

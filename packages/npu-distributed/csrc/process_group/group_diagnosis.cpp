@@ -27,16 +27,13 @@ GroupDiagnosis::GroupDiagnosis(GroupIdentity group, const Environment& environme
   }
 }
 
-GroupDiagnosis::~GroupDiagnosis() {
-  if (settings_.monitoring) HeartbeatMonitor::Instance().Remove(heart_);
-}
+GroupDiagnosis::~GroupDiagnosis() { HeartbeatMonitor::Instance().Remove(heart_); }
 
 std::shared_ptr<torch::CapturedTraceback> GroupDiagnosis::CaptureFrames() const {
   return FlightRecorder::Instance().enabled() ? FlightRecorder::CaptureFrames() : nullptr;
 }
 
-void GroupDiagnosis::CommunicatorMade(const std::string& name, int device, const std::string& description) {
-  device_.store(device);
+void GroupDiagnosis::CommunicatorMade(const std::string& name, const std::string& description) {
   {
     const std::lock_guard lock(mutex_);
     communicator_ = name;
@@ -48,13 +45,14 @@ void GroupDiagnosis::CommunicatorMade(const std::string& name, int device, const
 }
 
 void GroupDiagnosis::Announce(const AnnouncedCall& call) {
-  const bool is_collective = call.peers.empty() && !call.in_batch;
-  if (is_collective) progress_->enqueued.store(static_cast<int64_t>(call.sequence), std::memory_order_relaxed);
-  if (!settings_.traffic_folder.empty() && !call.in_batch) {
-    const std::vector<at::Tensor>& moved = call.inputs->empty() ? *call.outputs : *call.inputs;
+  device_.store(call.device, std::memory_order_relaxed);
+  const bool is_collective = call.peers.empty();
+  if (is_collective && !call.is_block) progress_->enqueued.store(static_cast<int64_t>(call.sequence), std::memory_order_relaxed);
+  if (!settings_.traffic_folder.empty() && !call.is_block) {
+    const std::vector<at::Tensor>& moved = call.inputs.empty() ? call.outputs : call.inputs;
     const size_t bytes = moved.empty() ? 0 : moved.front().storage().nbytes();
     const std::lock_guard lock(mutex_);
-    TrafficRecord::Instance().Add(settings_, communicator_, call.op, bytes);
+    TrafficRecord::Instance().Add(settings_, communicator_.empty() ? group_->name : communicator_, call.op, bytes);
   }
   if (settings_.status_files && !call.in_batch) {
     std::string ranks;
@@ -68,10 +66,13 @@ void GroupDiagnosis::Announce(const AnnouncedCall& call) {
   recorded.group = group_;
   recorded.collective_sequence = call.sequence;
   recorded.p2p_sequence = call.p2p_sequence;
-  recorded.op_id = call.op_id;
+  {
+    const std::lock_guard lock(mutex_);
+    recorded.op_id = call.is_block ? op_id_ : ++op_id_;  // a block is no operation of its own
+  }
   recorded.profiling_name = call.profiling_name;
-  recorded.SetInputs(*call.inputs);
-  recorded.SetOutputs(*call.outputs);
+  recorded.SetInputs(call.inputs);
+  recorded.SetOutputs(call.outputs);
   recorded.timeout = call.timeout;
   recorded.is_p2p = !call.peers.empty();
   if (!call.in_batch) recorded.record = call.record;
@@ -82,6 +83,8 @@ void GroupDiagnosis::Announce(const AnnouncedCall& call) {
 void GroupDiagnosis::EnableTiming() { FlightRecorder::Instance().SetTimed(group_->number); }
 
 void GroupDiagnosis::End() {
+  if (ended_.exchange(true)) return;
+  HeartbeatMonitor::Instance().Remove(heart_);
   if (!is_world()) return;
   if (device_.load() >= 0) WriteStatus("", /*is_end=*/true);
   StatusBoard::Instance().Clear();

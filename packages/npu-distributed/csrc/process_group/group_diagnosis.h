@@ -30,11 +30,12 @@ struct AnnouncedCall {
   std::string profiling_name;  ///< see the flight recorder: "" for a single collective
   uint64_t sequence = 0;       ///< of the collective; 0 for point-to-point calls
   uint64_t p2p_sequence = 0;
-  uint64_t op_id = 0;
   std::vector<int> peers;  ///< of a point-to-point call, both ranks; empty: all ranks take part
+  int device = -1;
   bool in_batch = false;   ///< a member of a batch: it is recorded, its last entry stands for what became of it
-  const std::vector<at::Tensor>* inputs = nullptr;
-  const std::vector<at::Tensor>* outputs = nullptr;
+  bool is_block = false;   ///< the end of a coalescing block or batch
+  std::vector<at::Tensor> inputs;
+  std::vector<at::Tensor> outputs;
   std::chrono::milliseconds timeout{};
   std::shared_ptr<const CallRecord> record;
   std::shared_ptr<torch::CapturedTraceback> frames;
@@ -53,11 +54,11 @@ class GroupDiagnosis {
   // ---- told by the group ----
   /// Python frames of the caller, when they are recorded.  Takes the interpreter lock: call it without other locks.
   std::shared_ptr<torch::CapturedTraceback> CaptureFrames() const;
-  void CommunicatorMade(const std::string& name, int device, const std::string& description);
+  void CommunicatorMade(const std::string& name, const std::string& description);
   /// Throws c10::Error when a record that was asked for cannot be named (NSLB_CP).
   void Announce(const AnnouncedCall& call);
   void EnableTiming();
-  /// The group ends in order.
+  /// The group ends in order.  Idempotent.
   void End();
 
   // ---- told by the watchdog ----
@@ -83,8 +84,10 @@ class GroupDiagnosis {
   std::unique_ptr<ProgressReport> report_;
   std::chrono::steady_clock::time_point next_status_{};
   std::atomic<int> device_{-1};
+  std::atomic<bool> ended_{false};
   std::mutex mutex_;  // guards what follows
   std::string communicator_;
+  uint64_t op_id_ = 0;
   std::string failure_;
 };
 

@@ -41,8 +41,7 @@ void HeartbeatMonitor::Remove(const std::shared_ptr<Heartbeat>& heart) {
   const std::lock_guard life(life_);
   {
     const std::lock_guard lock(mutex_);
-    hearts_.remove(heart);
-    if (!hearts_.empty() || !thread_.joinable()) return;
+    if (hearts_.remove(heart) == 0 || !hearts_.empty()) return;
     stop_ = true;
     changed_.notify_all();
   }
