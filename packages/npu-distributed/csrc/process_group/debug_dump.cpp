@@ -68,12 +68,13 @@ void WriteDebugDump(const DiagnosisSettings& settings, uint64_t global_rank) noe
   const std::string path = settings.dump_stem + std::to_string(global_rank);
   auto text = std::make_shared<std::string>();
   const bool with_stacks = Py_IsInitialized() != 0 && RunWithin(settings.dump_limit / 2, [=] {
-    WritePythonStacks(path + "_py_traceback");
-    *text = FlightRecorder::Instance().DumpPickle({});
-  });
+                             WritePythonStacks(path + "_py_traceback");
+                             *text = FlightRecorder::Instance().DumpPickle({});
+                           });
   const bool written =
       WriteWholeFile(path, with_stacks && !text->empty() ? *text : recorder.DumpPickle({.stacks = false}));
-  if (written) std::fprintf(stderr, "[Rank %d] hccl: debug information is in %s\n", static_cast<int>(global_rank), path.c_str());
+  if (written)
+    std::fprintf(stderr, "[Rank %d] hccl: debug information is in %s\n", static_cast<int>(global_rank), path.c_str());
 } catch (const std::exception& error) {
   std::fprintf(stderr, "hccl: warning: the debug dump failed: %s\n", error.what());
 }

@@ -7,9 +7,9 @@
 
 namespace npu::distributed {
 
-/// Writes `<stem><rank>` and `<stem><rank>_py_traceback` within the configured time.  Python stacks need the interpreter
-/// lock; when a thread keeps it for all that time, the first file is written without frames and the second is left out.
-/// Does nothing while the recorder is off.
+/// Writes `<stem><rank>` and `<stem><rank>_py_traceback` within the configured time.  Python stacks need the
+/// interpreter lock; when a thread keeps it for all that time, the first file is written without frames and the second
+/// is left out. Does nothing while the recorder is off.
 void WriteDebugDump(const DiagnosisSettings& settings, uint64_t global_rank) noexcept;
 
 }  // namespace npu::distributed

@@ -18,9 +18,8 @@ void BindDiagnosis(py::module_& module) {
         std::string text;
         {
           const py::gil_scoped_release no_gil;
-          text = FlightRecorder::Instance().DumpJson({.collectives = collectives.value_or(true),
-                                                      .stacks = false,
-                                                      .only_active = only_active.value_or(false)});
+          text = FlightRecorder::Instance().DumpJson(
+              {.collectives = collectives.value_or(true), .stacks = false, .only_active = only_active.value_or(false)});
         }
         return py::bytes(text);
       },

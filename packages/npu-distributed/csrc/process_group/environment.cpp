@@ -64,8 +64,9 @@ void ReadTimeouts(Environment& environment) {
     environment.event_timeout = seconds(IntegerIn("HCCL_EVENT_TIMEOUT", 0, 0));
     const milliseconds event = environment.event_timeout;
     if (event.count() != 0 && (execution.count() == 0 || event <= execution)) {
-      TORCH_WARN("HCCL_EVENT_TIMEOUT=", event.count() / 1000, " should be longer than HCCL_EXEC_TIMEOUT=",
-                 execution.count() / 1000, "; a wait ends with the collective it waits for");
+      TORCH_WARN("HCCL_EVENT_TIMEOUT=", event.count() / 1000,
+                 " should be longer than HCCL_EXEC_TIMEOUT=", execution.count() / 1000,
+                 "; a wait ends with the collective it waits for");
     }
   }
 }
@@ -109,7 +110,8 @@ void ReadTransport(Environment& environment) {
   }
   if (const auto path = Text("RANK_TABLE_FILE")) {
     struct stat status{};
-    const bool usable = lstat(path->c_str(), &status) == 0 && S_ISREG(status.st_mode) && access(path->c_str(), R_OK) == 0;
+    const bool usable =
+        lstat(path->c_str(), &status) == 0 && S_ISREG(status.st_mode) && access(path->c_str(), R_OK) == 0;
     if (usable) {
       environment.rank_table = *path;
     } else {

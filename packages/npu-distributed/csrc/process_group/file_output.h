@@ -5,8 +5,8 @@
 
 namespace npu::distributed {
 
-/// Writes beside `path` and renames, so that a reader never sees half a file.  Makes the folder if needed.  False, after
-/// a warning on stderr, when it cannot be written; the warning is given once per folder.
+/// Writes beside `path` and renames, so that a reader never sees half a file.  Makes the folder if needed.  False,
+/// after a warning on stderr, when it cannot be written; the warning is given once per folder.
 bool WriteWholeFile(const std::string& path, const std::string& text) noexcept;
 
 /// The same for a line at the end of a file, without the rename.

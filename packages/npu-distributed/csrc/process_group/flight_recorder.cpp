@@ -47,8 +47,8 @@ std::vector<TraceValue> Symbolize(const std::vector<std::shared_ptr<torch::Captu
   const torch::SymbolizedTracebacks symbols = torch::symbolize(known);
   TraceValue::List frames;
   for (const torch::unwind::Frame& frame : symbols.all_frames) {
-    frames.emplace_back(TraceValue::Dict{
-        {"name", frame.funcname}, {"filename", frame.filename}, {"line", Integer(frame.lineno)}});
+    frames.emplace_back(
+        TraceValue::Dict{{"name", frame.funcname}, {"filename", frame.filename}, {"line", Integer(frame.lineno)}});
   }
   std::vector<TraceValue> result;
   size_t next = 0;
@@ -197,10 +197,9 @@ TraceValue::Dict FlightRecorder::Collect(const DumpContents& contents, bool json
                                            {"last_started_collective", number(started)},
                                            {"last_completed_collective", number(group.progress->completed.load())}});
       if (group.communicator.empty()) continue;
-      communicators.emplace_back(group.communicator,
-                                 TraceValue::Dict{{"rank", std::to_string(group.identity->rank)},
-                                                  {"size", std::to_string(group.identity->size)},
-                                                  {"state", group.state}});
+      communicators.emplace_back(group.communicator, TraceValue::Dict{{"rank", std::to_string(group.identity->rank)},
+                                                                      {"size", std::to_string(group.identity->size)},
+                                                                      {"state", group.state}});
     }
     for (Entry& entry : entries_) {
       if (!contents.collectives) break;

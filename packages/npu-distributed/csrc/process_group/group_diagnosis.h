@@ -32,8 +32,8 @@ struct AnnouncedCall {
   uint64_t p2p_sequence = 0;
   std::vector<int> peers;  ///< of a point-to-point call, both ranks; empty: all ranks take part
   int device = -1;
-  bool in_batch = false;   ///< a member of a batch: it is recorded, its last entry stands for what became of it
-  bool is_block = false;   ///< the end of a coalescing block or batch
+  bool in_batch = false;  ///< a member of a batch: it is recorded, its last entry stands for what became of it
+  bool is_block = false;  ///< the end of a coalescing block or batch
   std::vector<at::Tensor> inputs;
   std::vector<at::Tensor> outputs;
   std::chrono::milliseconds timeout{};

@@ -122,8 +122,8 @@ void ProcessGroupHCCL::AnnounceBlock(const WorkHCCL::Start& work, bool is_transf
 }
 
 void ProcessGroupHCCL::SetWatchdogStatus(int status) {
-  TORCH_CHECK_VALUE(status >= 0 && status <= 2,
-                    "set_watchdog_status: expected 0 (init), 1 (run) or 2 (stop), but got ", status);
+  TORCH_CHECK_VALUE(status >= 0 && status <= 2, "set_watchdog_status: expected 0 (init), 1 (run) or 2 (stop), but got ",
+                    status);
   if (watchdog_) watchdog_->SetStatus(static_cast<Watchdog::Status>(status));
 }
 

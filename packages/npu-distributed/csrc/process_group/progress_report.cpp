@@ -10,13 +10,11 @@ ProgressReport::ProgressReport(std::shared_ptr<const GroupIdentity> group, std::
   Publish("");  // a group of the same name may have left its own here
 }
 
-std::string ProgressReport::Key(int rank) const {
-  return "hccl/progress/" + group_->name + "/" + std::to_string(rank);
-}
+std::string ProgressReport::Key(int rank) const { return "hccl/progress/" + group_->name + "/" + std::to_string(rank); }
 
 void ProgressReport::Publish(const std::string& current) noexcept {
-  const std::string text = std::to_string(progress_->enqueued.load()) + " " +
-                           std::to_string(progress_->completed.load()) + " " + current;
+  const std::string text =
+      std::to_string(progress_->enqueued.load()) + " " + std::to_string(progress_->completed.load()) + " " + current;
   if (text == published_) return;
   store_.Set(Key(group_->rank), text);
   published_ = text;

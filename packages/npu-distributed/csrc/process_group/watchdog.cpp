@@ -171,7 +171,8 @@ void Watchdog::Run() {
       Clock::time_point wake = Clock::now() + kInterval;
       for (const Entry& entry : entries_) {
         if (status_ == Status::kStop) break;
-        if (entry.timeout.count() > 0) wake = std::min(wake, entry.begin + entry.timeout + std::chrono::milliseconds(1));
+        if (entry.timeout.count() > 0)
+          wake = std::min(wake, entry.begin + entry.timeout + std::chrono::milliseconds(1));
       }
       changed_.wait_until(lock, std::max(wake, Clock::now() + std::chrono::milliseconds(10)), [this] { return stop_; });
     }

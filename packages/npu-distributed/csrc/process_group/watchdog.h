@@ -25,9 +25,9 @@ class Watchdog {
   struct Entry {
     std::shared_ptr<CallRecord> record;
     std::shared_ptr<TensorStash> stash;
-    std::string description;  ///< "WorkHCCL(SeqNum=1, ...)"
-    std::string op;           ///< "ALLREDUCE"
-    int64_t sequence = 0;     ///< 0 for point-to-point calls
+    std::string description;              ///< "WorkHCCL(SeqNum=1, ...)"
+    std::string op;                       ///< "ALLREDUCE"
+    int64_t sequence = 0;                 ///< 0 for point-to-point calls
     std::chrono::milliseconds timeout{};  ///< zero: never
     std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
   };
