@@ -100,8 +100,10 @@ void FlightRecorder::SetTimed(size_t group) {
 }
 
 void FlightRecorder::SetDescription(size_t group, const std::string& description) {
+  // torch's own words for a group that nobody has described.
+  const bool none = description == "default_pg" || description == "undefined";
   const std::lock_guard lock(mutex_);
-  groups_[group].description = description;
+  groups_[group].description = none ? "" : description;
 }
 
 void FlightRecorder::SetCommunicatorState(size_t group, const std::string& name, const std::string& state) {

@@ -2,6 +2,8 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <atomic>
+#include <string_view>
 
 #include "process_group/process_group_hccl.h"
 

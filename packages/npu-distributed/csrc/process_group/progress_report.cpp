@@ -1,5 +1,6 @@
 #include "process_group/progress_report.h"
 
+#include <algorithm>
 #include <sstream>
 
 namespace npu::distributed {
