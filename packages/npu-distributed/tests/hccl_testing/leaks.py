@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+KEPT_BY_DESIGN = ("torchelastic_",)  # torchrun's folders of logs
 PATIENCE = 10.0  # processes and descriptors that are just going away
 
 
@@ -105,5 +106,7 @@ class Before:
             for number, target in sorted(descriptors().items())
             if self.descriptors.get(number) != target
         ]
-        found += [f"temporary file {path}" for path in sorted(temporary.rglob("*"))]
+        for path in sorted(temporary.rglob("*")):
+            if not path.relative_to(temporary).parts[0].startswith(KEPT_BY_DESIGN):
+                found.append(f"temporary file {path}")
         return found
