@@ -103,6 +103,14 @@ def stress(session: nox.Session) -> None:
     session.run(PYTHON, "packages/npu-core/tests/stress.py", *session.posargs, external=True)
 
 
+@nox.session(venv_backend="none")
+def soak(session: nox.Session) -> None:
+    """Run random collectives over overlapping groups and check every result; after --: --calls 20000 --ranks 2."""
+    install_packages(session)
+    install(session, *TEST_REQUIREMENTS)
+    session.run(PYTHON, "packages/npu-distributed/tests/soak.py", *session.posargs, external=True)
+
+
 @nox.session
 def abi(session: nox.Session) -> None:
     """Check the operator wheels under another torch; after --: its version.  PyPI's builds are several GB."""

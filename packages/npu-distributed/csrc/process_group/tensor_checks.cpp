@@ -109,6 +109,7 @@ std::vector<Region> SplitParts(const at::Tensor& tensor, const std::vector<int64
   const size_t row = tensor.size(0) == 0 ? 0 : tensor.nbytes() / static_cast<size_t>(tensor.size(0));
   size_t offset = 0;
   for (const int64_t rows : splits) {
+    TORCH_CHECK(rows >= 0, "Split sizes should not be negative: ", what, " is split into ", splits);
     const size_t bytes = static_cast<size_t>(rows) * row;
     if (bytes == 0) {
       regions.push_back({});
