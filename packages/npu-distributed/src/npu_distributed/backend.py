@@ -32,6 +32,7 @@ def register() -> None:
         module.reinit_process_group = distributed.reinit_process_group
         module.ProcessGroupHCCL = ProcessGroupHCCL
     _allow_bfloat16_hooks()
+    _shut_down_at_exit()
 
 
 def _allow_bfloat16_hooks() -> None:
@@ -68,7 +69,6 @@ def create(settings: Any, pg_options: Any) -> Any:
     options._timeout = settings.timeout
     options.global_ranks_in_group = settings.global_ranks_in_group
     options.group_id = settings.group_id
-    _shut_down_at_exit()
     return ProcessGroupHCCL(settings.store, settings.group_rank, settings.group_size, options)
 
 
