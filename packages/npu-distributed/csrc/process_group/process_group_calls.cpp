@@ -38,6 +38,11 @@ std::chrono::milliseconds ProcessGroupHCCL::NextTimeout(std::chrono::millisecond
   return timeout;
 }
 
+void ProcessGroupHCCL::AddEphemeralTimeout(std::chrono::milliseconds timeout) {
+  const std::lock_guard lock(mutex_);
+  ephemeral_timeout_ += timeout;
+}
+
 uint64_t ProcessGroupHCCL::NextSequence(bool is_transfer, Unit* unit) {
   uint64_t& sequence = is_transfer ? transfer_sequence_ : sequence_;
   // A coalescing block counts once; a call between _group_start and _group_end is one of its own.

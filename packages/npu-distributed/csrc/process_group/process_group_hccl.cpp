@@ -82,8 +82,15 @@ uint64_t ProcessGroupHCCL::getSequenceNumberForGroup() {
 }
 
 void ProcessGroupHCCL::eagerConnectSingleDevice(at::Device device) {
+  TORCH_CHECK_VALUE(device.type() == c10::DeviceType::PrivateUse1,
+                    "eager_connect_single_device: expected an npu device, but got ", device);
+  const int index = device.has_index() ? device.index() : CurrentDevice();
   const std::lock_guard lock(mutex_);
-  CommunicatorOn(device.index());
+  CommunicatorOn(index);
+}
+
+void ProcessGroupHCCL::ClearWatchedWorks() {
+  if (watchdog_) watchdog_->Clear();
 }
 
 void ProcessGroupHCCL::shutdown() {

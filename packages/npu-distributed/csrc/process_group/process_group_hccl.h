@@ -24,10 +24,10 @@ namespace npu::distributed {
 
 /// A collective is a task on the group's communication stream, behind what the caller's current stream holds now.  The
 /// calling thread never waits for peers, except when the first collective makes the communicator.
-class ProcessGroupHCCL final : public c10d::Backend {
+class ProcessGroupHCCL : public c10d::Backend {
  public:
   struct Options final : c10d::Backend::Options {
-    Options() : c10d::Backend::Options("hccl") {}
+    explicit Options(const char* backend = "hccl") : c10d::Backend::Options(backend) {}
     std::chrono::milliseconds op_timeout{10'000};
     bool is_high_priority_stream = false;
     std::string group_id;
@@ -110,8 +110,8 @@ class ProcessGroupHCCL final : public c10d::Backend {
                                                  const std::vector<int64_t>& splits,
                                                  const c10d::AllgatherOptions& options);
   /// Calls of this thread between the two, on whatever groups, are queued at the outermost end, as one task per group.
-  void GroupStart();
-  void GroupEnd();
+  static void GroupStart();
+  static void GroupEnd();
 
   /// Destroys the communicators without waiting for pending works, which fail.  The next collective makes new ones.
   void abort() override;
@@ -253,6 +253,13 @@ class ProcessGroupHCCL final : public c10d::Backend {
   at::Tensor window_;
   std::unique_ptr<GroupDiagnosis> diagnosis_;
   std::unique_ptr<Watchdog> watchdog_;  // uses diagnosis_
+};
+
+/// Backend "lccl": the same under the name of the variant for one machine, which shared memory is in any case.
+class ProcessGroupLCCL final : public ProcessGroupHCCL {
+ public:
+  using ProcessGroupHCCL::ProcessGroupHCCL;
+  const std::string getBackendName() const override { return "lccl"; }
 };
 
 /// Shuts down every group of this process, giving pending works `limit`; called at interpreter exit.  When a failure
