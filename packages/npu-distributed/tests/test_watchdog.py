@@ -115,6 +115,25 @@ def test_a_stopped_watchdog_does_not_look(fresh_ranks) -> None:
     assert answer is not None and "EI0002" in answer["value"] and "rank 0" in answer["value"]
 
 
+def flood(rank: int, size: int) -> None:
+    """More calls than a stream has room for: the caller waits for space while the stream waits for a peer."""
+    tensor = torch.ones(1, device="npu")
+    for _ in range(20_000):
+        dist.all_reduce(tensor, async_op=True)
+
+
+def test_a_caller_that_waits_for_space(fresh_ranks) -> None:
+    group = fresh_ranks(2)
+    group.run(warm_up)
+    group.run(limit, 3.0)
+    group.start(flood, only=(0,))
+    assert group.processes[0].wait(120) == -6
+    log = group.log(0)
+    assert "WorkHCCL(SeqNum=3, OpType=ALLREDUCE, Timeout(ms)=3000)" in log
+    # Who is missing, what this rank does, and what the other one did last.
+    assert "all_reduce(" in log and "number 3" in log and "for rank(s) 1; rank 1 (process" in log, log
+
+
 # ---- stop_device ----------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +162,10 @@ def stop_and_restart(rank: int, size: int, pause: bool) -> list[str]:
     return said
 
 
+def leave(rank: int, size: int) -> None:
+    sys.exit(0)
+
+
 def test_a_stopped_device(fresh_ranks) -> None:
     group = fresh_ranks(2)
     group.run(warm_up)
@@ -150,9 +173,10 @@ def test_a_stopped_device(fresh_ranks) -> None:
     assert len(said) == 3 and all("FORCE STOP" in text for text in said), said
     assert "FORCE STOP" in group.run_only(1, reduce_and_read)  # the peer learns of it
     assert group.run(rebuild) == [2.0, 2.0]
-    time.sleep(12)  # a failure that was not forgiven would end the processes about now
-    assert group.run(rebuild) == [2.0, 2.0]
-    assert group.close() == [0, 0], group.logs()
+    said = group.run_only(0, stop_and_restart, False)  # sooner than the watchdog looks
+    assert all("FORCE STOP" in text for text in said), said
+    group.start(leave)  # nobody has dealt with that failure, and it does not count as one
+    assert [process.wait(120) for process in group.processes] == [0, 0], group.logs()
 
 
 # ---- a rank is lost or late -----------------------------------------------------------------------------------------
@@ -256,17 +280,19 @@ def destroy_while_pending(rank: int, size: int) -> list[int]:
     return counts
 
 
+class UserError(BaseException):
+    """An error that nobody catches."""
+
+
 def raise_error(rank: int, size: int) -> None:
     reduce_async(rank, size)
-    _order["hook"] = sys.excepthook
-    thread_exit = SystemExit("user code has failed")
-    raise thread_exit
+    raise UserError("user code has failed")
 
 
 def wait_for_signal(rank: int, size: int, ready: str) -> None:
     barrier = dist.barrier(async_op=True)
-    Path(ready).touch()
     try:
+        Path(ready).touch()
         barrier.wait()
     except KeyboardInterrupt:
         print("interrupted", flush=True)

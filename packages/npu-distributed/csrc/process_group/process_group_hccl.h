@@ -1,6 +1,7 @@
 // Backend "hccl" of torch.distributed for npu tensors.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -216,7 +217,10 @@ class ProcessGroupHCCL : public c10d::Backend {
   /// Takes the lanes' communicators; to be closed without the lock.
   std::vector<std::unique_ptr<Communicator>> TakeCommunicators(bool only_failed);
   void CloseCommunicators(std::chrono::milliseconds limit, bool only_failed = false);
+  /// Does not take the group's lock: the watchdog calls it while a caller may wait under that lock for space on a stream
+  /// that is stuck.
   void AbortCommunicators(const std::string& reason);
+  void Adopt(Lane& lane, std::unique_ptr<Communicator> communicator);
   template <class Visit>
   void ForEachLane(Visit visit);
 
@@ -228,6 +232,10 @@ class ProcessGroupHCCL : public c10d::Backend {
   const c10::intrusive_ptr<c10d::Store> store_;
   const c10::intrusive_ptr<Options> options_;
   const Environment environment_;
+
+  std::mutex live_mutex_;             // taken under mutex_ or alone
+  std::vector<Communicator*> live_;   // what the lanes own, for AbortCommunicators
+  std::atomic<npu_stream*> watched_stream_{nullptr};
 
   mutable std::mutex mutex_;  // guards what follows; never held while a communicator waits for peers, bar its making
   int device_ = -1;           // the one device of this group, once used

@@ -150,7 +150,7 @@ ProcessGroupHCCL::Lane& ProcessGroupHCCL::GroupLane(int device) {
   RegisterCommunicator(made->name(), device, made.get());
   lane.registered_name = made->name();
   diagnosis_->CommunicatorMade(made->name(), getGroupDesc());
-  lane.communicator = std::move(made);
+  Adopt(lane, std::move(made));
   if (!lane.start) lane.start = MakeEvent();
   return lane;
 }
@@ -166,7 +166,7 @@ ProcessGroupHCCL::Lane& ProcessGroupHCCL::PairLane(int device, int peer) {
   CheckUsable(lane);
   if (lane.stream == nullptr) lane.stream = NewStream(device);
   if (!lane.start) lane.start = MakeEvent();
-  if (!lane.communicator) lane.communicator = Connect(lane, peer);
+  if (!lane.communicator) Adopt(lane, Connect(lane, peer));
   return lane;
 }
 
@@ -180,6 +180,8 @@ std::vector<std::unique_ptr<Communicator>> ProcessGroupHCCL::TakeCommunicators(b
     if (!lane.registered_name.empty()) UnregisterCommunicator(lane.registered_name, lane.communicator->device());
     lane.registered_name.clear();
     ++lane.generation;
+    const std::lock_guard live_lock(live_mutex_);
+    std::erase(live_, lane.communicator.get());
     taken.push_back(std::move(lane.communicator));
   });
   return taken;
@@ -189,11 +191,16 @@ void ProcessGroupHCCL::CloseCommunicators(std::chrono::milliseconds limit, bool 
   for (auto& communicator : TakeCommunicators(only_failed)) Communicator::Close(std::move(communicator), limit);
 }
 
+void ProcessGroupHCCL::Adopt(Lane& lane, std::unique_ptr<Communicator> communicator) {
+  lane.communicator = std::move(communicator);
+  watched_stream_.store(group_lane_.stream);
+  const std::lock_guard lock(live_mutex_);
+  live_.push_back(lane.communicator.get());
+}
+
 void ProcessGroupHCCL::AbortCommunicators(const std::string& reason) {
-  const std::lock_guard lock(mutex_);
-  ForEachLane([&](Lane& lane) {
-    if (lane.communicator) lane.communicator->Abort(reason);
-  });
+  const std::lock_guard lock(live_mutex_);
+  for (Communicator* communicator : live_) communicator->Abort(reason);
 }
 
 void ProcessGroupHCCL::Abort(const std::string& reason) {

@@ -50,8 +50,8 @@ void ProcessGroupHCCL::StartWatching() {
   watched.diagnosis = diagnosis_.get();
   watched.abort = [this](const std::string& reason) { AbortCommunicators(reason); };
   watched.device_stopped = [this] {
-    const std::lock_guard lock(mutex_);
-    return group_lane_.stream != nullptr && Runtime().stream_query(group_lane_.stream) == NPU_ERROR_STOPPED;
+    npu_stream* stream = watched_stream_.load();
+    return stream != nullptr && Runtime().stream_query(stream) == NPU_ERROR_STOPPED;
   };
   watchdog_ = std::make_unique<Watchdog>(std::move(watched));
 }

@@ -14,9 +14,16 @@ using Clock = std::chrono::steady_clock;
 
 constexpr const char* kForceStop = "FORCE STOP";
 constexpr std::chrono::milliseconds kInterval{1000};
+// A collective that is aborted ends within the time its waits take to look around; one that has not begun does not.
+constexpr std::chrono::milliseconds kAbortPatience{500};
 // After a failure (not a time-out) the program gets this long to see the exception, print it and leave by itself;
 // a process that is stuck or ignores it is then ended.
 constexpr std::chrono::seconds kGrace{10};
+
+/// Whether this is a failure, and not what stop_device has done here or on a peer on purpose.
+bool HasFailed(const CallRecord& record) {
+  return record.failed() && record.text().find(kForceStop) == std::string::npos;
+}
 
 bool EndsProcess(ErrorHandling handling) {
   return handling == ErrorHandling::kTearDown || handling == ErrorHandling::kTearDownOnly;
@@ -67,8 +74,8 @@ bool Watchdog::MustEndProcess() {
   if (!EndsProcess(group_.handling)) return false;
   const std::lock_guard lock(mutex_);
   if (failed_) return true;
-  const auto failed = std::find_if(entries_.begin(), entries_.end(), [](const Entry& e) { return e.record->failed(); });
-  if (failed == entries_.end() || device_was_stopped_) return false;
+  const auto failed = std::find_if(entries_.begin(), entries_.end(), [](const Entry& e) { return HasFailed(*e.record); });
+  if (failed == entries_.end()) return false;
   failure_ = failed->record->text();
   return true;
 }
@@ -100,13 +107,16 @@ void Watchdog::HandleTimeout(const Entry& entry) {
   const std::string lag = group_.diagnosis->DescribeLag(entry.sequence, entry.op);
   if (!lag.empty()) std::fprintf(stderr, "[Rank %d] %s\n", group_.rank, lag.c_str());
   group_.diagnosis->Fail(text);
-  if (group_.handling != ErrorHandling::kTearDownOnly) group_.abort(text);
+  if (group_.handling != ErrorHandling::kTearDownOnly) {
+    group_.abort(text);
+    // The task that is ended knows for whom it has waited.
+    if (entry.record->WaitFor(kAbortPatience)) std::fprintf(stderr, "%s\n", entry.record->text().c_str());
+  }
   if (EndsProcess(group_.handling)) EndProcess(text);
 }
 
 void Watchdog::HandleFailure(const Entry& entry) {
   const std::string text = entry.record->text();
-  if (text.find(kForceStop) != std::string::npos) return;  // on purpose, here or on a peer
   {
     const std::lock_guard lock(mutex_);
     if (failed_) return;
@@ -147,7 +157,7 @@ void Watchdog::Round(std::unique_lock<std::mutex>& lock) {
   for (const Entry& entry : ended) {
     if (!entry.record->finished()) {
       HandleTimeout(entry);
-    } else if (entry.record->failed()) {
+    } else if (HasFailed(*entry.record)) {
       HandleFailure(entry);
     }
     group_.diagnosis->Retire(entry.record.get());

@@ -33,7 +33,7 @@ void SharedMemoryTransport::ThrowIfPeerGone(std::atomic<uint64_t> RankState::* p
   }
 }
 
-std::string SharedMemoryTransport::DescribeMissing(const char* purpose,
+std::string SharedMemoryTransport::DescribeMissing(const char* purpose, const std::string& how_long,
                                                    std::atomic<uint64_t> RankState::* progress) const {
   std::string missing;
   std::string details;
@@ -43,8 +43,7 @@ std::string SharedMemoryTransport::DescribeMissing(const char* purpose,
     details += "; " + peers_.NameOf(peer) + ": " + peers_.LastCallOf(peer);
   }
   return "EI0002: hccl: " + std::string(purpose) + " in " + Describe(CallOf(rank_)) + " number " +
-         std::to_string(call_) + ": waited " + std::to_string(peers_.limit().count()) +
-         " ms (HCCL_EXEC_TIMEOUT) for rank(s) " + missing + details;
+         std::to_string(call_) + ": waited " + how_long + " for rank(s) " + missing + details;
 }
 
 template <class Ready>
@@ -53,17 +52,27 @@ void SharedMemoryTransport::WaitForPeers(const char* purpose, std::atomic<uint64
   const Clock::time_point begin = Clock::now();
   try {
     WaitFor(page_->bell(), ready, [&] {
-      peers_.ThrowIfFailed();
       const Clock::time_point now = Clock::now();
+      try {
+        peers_.ThrowIfFailed();
+      } catch (const CommError& error) {
+        if (error.status() != NPU_ERROR_STOPPED) throw;
+        // Ended from outside, as by a watchdog, who cannot know what this rank was waiting for.
+        const auto waited = std::chrono::duration_cast<std::chrono::milliseconds>(now - begin);
+        const std::string how_long = std::to_string(waited.count()) + " ms";
+        throw CommError(NPU_ERROR_STOPPED, error.what() + ("; " + DescribeMissing(purpose, how_long, progress)));
+      }
       // Rings of other calls wake this waiter too; reading /proc each time would be wasteful.
       if (now < next_liveness_check_) return;
       next_liveness_check_ = now + kCheckInterval / 2;
       ThrowIfPeerGone(progress);
       if (peers_.limit().count() > 0 && now - begin > peers_.limit()) {
-        throw CommError(NPU_ERROR_TIMEOUT, DescribeMissing(purpose, progress));
+        const std::string how_long = std::to_string(peers_.limit().count()) + " ms (HCCL_EXEC_TIMEOUT)";
+        throw CommError(NPU_ERROR_TIMEOUT, DescribeMissing(purpose, how_long, progress));
       }
     });
   } catch (const CommError& error) {
+    if (error.status() == NPU_ERROR_STOPPED) throw;  // the group has failed already
     peers_.Fail(error.status(), error.what());
   }
 }

@@ -42,7 +42,8 @@ class SharedMemoryTransport final : public Transport {
  private:
   template <class Ready>
   void WaitForPeers(const char* purpose, std::atomic<uint64_t> RankState::* progress, Ready ready);
-  std::string DescribeMissing(const char* purpose, std::atomic<uint64_t> RankState::* progress) const;
+  std::string DescribeMissing(const char* purpose, const std::string& how_long,
+                              std::atomic<uint64_t> RankState::* progress) const;
   void ThrowIfPeerGone(std::atomic<uint64_t> RankState::* progress) const;
 
   const int rank_;

@@ -37,6 +37,7 @@ def register() -> None:
     _connect_eagerly()
     _allow_bfloat16_hooks()
     _allow_gather_gradient()
+    _shut_down_at_exit()
 
 
 def _connect_eagerly() -> None:
@@ -131,7 +132,6 @@ def _create(kind: Any, settings: Any, pg_options: Any) -> Any:
     options._timeout = settings.timeout
     options.global_ranks_in_group = settings.global_ranks_in_group
     options.group_id = settings.group_id
-    _shut_down_at_exit()
     return kind(settings.store, settings.group_rank, settings.group_size, options)
 
 
