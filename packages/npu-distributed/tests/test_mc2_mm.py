@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch_npu
 from mc2_reference import assert_close, comm_name, random_floats, random_integers, random_scales, scale_bits
 from torch import Tensor
+
+torch_npu = pytest.importorskip("torch_npu")
 
 SIZES = (1, 2, 4)
 FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -37,7 +38,9 @@ def all_reduce_float(rank: int, size: int, dtype_name: str) -> None:
     ]
     for case, (leading, k, n, transposed, has_bias, has_x3) in enumerate(shapes):
 
-        def inputs(of: int, case: int = case, leading: list[int] = leading, k: int = k, n: int = n) -> dict[str, Tensor]:
+        def inputs(
+            of: int, case: int = case, leading: list[int] = leading, k: int = k, n: int = n
+        ) -> dict[str, Tensor]:
             seed = 1000 * case + 10 * of
             return {
                 "x1": random_floats([*leading, k], dtype, seed),
@@ -224,7 +227,7 @@ def all_reduce_int8_transport(rank: int, size: int) -> None:
         assert torch.equal(actual.cpu(), expected)
 
 
-# ---- mm + reduce_scatter, all_gather + mm -------------------------------------------------------------------------------
+# ---- mm + reduce_scatter, all_gather + mm ---------------------------------------------------------------------------
 
 SCALED_CASES = [
     # rows per rank, k, n, type, bias, x1_scale, x2_scale
@@ -288,7 +291,9 @@ def reduce_scatter(rank: int, size: int) -> None:
         expected = terms = inner = torch.zeros(rows, n, dtype=torch.float64)
         mine = slice(rank * rows, (rank + 1) * rows)
         for peer in range(size):
-            theirs = {key: one.double() for key, one in scaled_inputs(seed + 10 * peer, size * rows, k, n, kind).items()}
+            theirs = {
+                key: one.double() for key, one in scaled_inputs(seed + 10 * peer, size * rows, k, n, kind).items()
+            }
             scale = (theirs["x2_scale"] if x2_scale else 1) * (theirs["x1_scale"][mine] if x1_scale else 1)
             product = (theirs["x"][mine] @ theirs["x2"] + (theirs["bias"] if bias else 0)) * scale
             expected = expected + product
@@ -332,8 +337,8 @@ def all_gather(rank: int, size: int) -> None:
 
 def all_gather_of_the_weight(rank: int, size: int) -> None:
     name = comm_name(rank)
+    m, k, n = 6, 11, 7
     for kind, bias, x1_scale, x2_scale in (("bfloat16", True, False, ""), ("int8", False, True, "float32")):
-        m, k, n = 6, 11, 7
 
         def inputs(of: int, kind: str = kind) -> dict[str, Tensor]:
             given = scaled_inputs(10 * of, m, size * k, n, kind)

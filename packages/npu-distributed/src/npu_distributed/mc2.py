@@ -230,8 +230,8 @@ def npu_mm_all_reduce_base(
     ``P = (x1 @ x2 + bias) * dequant_scale * pertoken_scale[:, None] + x3``.  `bias` and `x3` of every rank count.
 
     A float P has the dtype of `x1`: the product with `bias` or `x3` is rounded once (`x3` beside `bias` is another
-    rounding), the terms are summed in float32 in rank order, and the sum is rounded once.  A dequantised `x2` is rounded
-    once to the dtype of `x1`.  P of two int8 tensors stays float32 until the sum is rounded.
+    rounding), the terms are summed in float32 in rank order, and the sum is rounded once.  A dequantised `x2` is
+    rounded once to the dtype of `x1`.  P of two int8 tensors stays float32 until the sum is rounded.
 
     Parameters
     ----------
