@@ -19,13 +19,28 @@ Communicator& RequireCommunicator(const char* op, const std::string& name, int64
               "; pass what group._get_backend(torch.device(\"npu\")).get_hccl_comm_name(rank) returns");
   TORCH_CHECK(world_size < 0 || world_size == communicator->size(), op, ": world size ", world_size,
               " is not the size of communicator \"", name, "\", which has ", communicator->size(), " ranks");
+  const std::string failure = communicator->failure();
+  if (!failure.empty()) {
+    C10_THROW_ERROR(DistBackendError,
+                    std::string(op) + ": an earlier collective of this group failed, so the group cannot go on: " +
+                        failure + ". Destroy it and initialise again, or call "
+                                  "torch_npu.distributed.reinit_process_group()");
+  }
   return *communicator;
+}
+
+void RequireDevice(const char* op, const char* argument, const at::Tensor& tensor, const Communicator& communicator) {
+  TORCH_CHECK(
+      tensor.device().type() == c10::DeviceType::PrivateUse1 && tensor.device().index() == communicator.device(), op,
+      ": argument ", argument, ": expected a tensor on npu:", communicator.device(),
+      ", where the communicator is, but got one on ", tensor.device());
 }
 
 FusedCall::FusedCall(Communicator& communicator)
     : communicator_(communicator), ready_(MakeEvent()), done_(MakeEvent()) {}
 
-void FusedCall::Communicate(const char* label, const std::vector<at::Tensor>& tensors, Communicator::Body body) {
+FusedCall::Step FusedCall::Communicate(const char* label, const std::vector<at::Tensor>& tensors,
+                                       Communicator::Body body) {
   const npu_runtime_api& runtime = Runtime();
   npu_stream* stream = communicator_.stream();
   CheckRuntime(runtime.event_record(ready_.get(), runtime.current_stream(communicator_.device())), label);
@@ -34,8 +49,16 @@ void FusedCall::Communicate(const char* label, const std::vector<at::Tensor>& te
     const void* block = tensor.defined() ? tensor.storage().data() : nullptr;
     if (block != nullptr) CheckRuntime(runtime.memory_record_stream(block, stream), label);
   }
-  last_ = std::make_shared<CallRecord>();
+  Step step;
+  step.end_ = MakeEvent();
+  step.record_ = last_ = std::make_shared<CallRecord>();
   communicator_.Launch(label, last_, std::move(body));
+  CheckRuntime(runtime.event_record(step.end_.get(), stream), label);
+  return step;
+}
+
+void FusedCall::WaitFor(const Step& step) {
+  WaitOnCurrentStream(communicator_.device(), step.end_.get(), step.record_);
 }
 
 void FusedCall::Join() {

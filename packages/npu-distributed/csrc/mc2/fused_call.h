@@ -16,23 +16,38 @@ namespace npu::distributed {
 /// than 127 characters or unknown, or when `world_size` (if not negative) is not its size.
 Communicator& RequireCommunicator(const char* op, const std::string& name, int64_t world_size = -1);
 
+/// Throws c10::Error that names `op` and `argument` unless the tensor is on the device of `communicator`.
+void RequireDevice(const char* op, const char* argument, const at::Tensor& tensor, const Communicator& communicator);
+
 /// One call of a fused operator.  Use from the calling thread only:
 ///
 ///   FusedCall call(communicator);
-///   at::mm_out(tile, ...);                       // compute: current stream
-///   call.Communicate("op::tile", {tile}, body);  // communication stream, behind what the current stream holds now
-///   call.Join();                                 // the current stream waits for all communication so far
+///   at::mm_out(tile, ...);                                   // compute: current stream
+///   auto step = call.Communicate("op::tile", {tile}, body);  // communication stream, behind what the current one
+///   holds call.WaitFor(step);                                      // the current stream waits for that step
+///   call.Join();                                             // the current stream waits for all steps so far
 ///
-/// Both directions order streams, never the host.  A failed collective fails the current stream at Join.
+/// Both directions order streams, never the host.  A failed collective fails the current stream where it waits.
 class FusedCall {
  public:
+  /// A piece of communication, as something to wait for.
+  class Step {
+   private:
+    friend class FusedCall;
+    EventPtr end_;
+    std::shared_ptr<CallRecord> record_;
+  };
+
   explicit FusedCall(Communicator& communicator);
   FusedCall(const FusedCall&) = delete;
   FusedCall& operator=(const FusedCall&) = delete;
 
   /// Queues `body` on the communication stream.  `tensors` are those whose memory it uses: their blocks are not reused
   /// before it has run.  `label` must be a static string.
-  void Communicate(const char* label, const std::vector<at::Tensor>& tensors, Communicator::Body body);
+  Step Communicate(const char* label, const std::vector<at::Tensor>& tensors, Communicator::Body body);
+
+  /// Makes the current stream wait for `step` and those before it.
+  void WaitFor(const Step& step);
 
   /// Makes the current stream wait for everything communicated so far.
   void Join();

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from npu_distributed.fused_operators import FAMILIES, OPERATORS
 from npu_distributed.version import TORCH_MINOR, __version__
 
-_ATTRIBUTES = ("distributed", "_C._distributed_c10d")
+_MODULES = ("distributed", "_C._distributed_c10d")
 
 plugin: Any  # made by __getattr__
 
@@ -34,7 +36,9 @@ def load() -> Mapping[str, Any]:
     from npu_distributed import backend, c10d_names, distributed
 
     backend.register()
-    return {"distributed": distributed, "_C._distributed_c10d": c10d_names}
+    for family in FAMILIES:
+        importlib.import_module(f"npu_distributed.{family}")
+    return {"distributed": distributed, "_C._distributed_c10d": c10d_names}  # torch_npu finds operators by itself
 
 
 def __getattr__(name: str) -> Any:
@@ -44,5 +48,7 @@ def __getattr__(name: str) -> Any:
     from npu_core.plugins import Plugin
 
     global plugin
-    plugin = Plugin(name="npu-distributed", version=__version__, core_api=(1, 1), attributes=_ATTRIBUTES, load=load)
+    plugin = Plugin(
+        name="npu-distributed", version=__version__, core_api=(1, 1), attributes=(*_MODULES, *OPERATORS), load=load
+    )
     return plugin
