@@ -37,9 +37,7 @@ struct MoeChoices {
   int64_t slots = 0;
   const int32_t* experts = nullptr;  ///< tokens x slots; from `experts` of the placement on: evaluated by combine
 
-  std::span<const int32_t> Of(int64_t token) const {
-    return {experts + token * slots, static_cast<size_t>(slots)};
-  }
+  std::span<const int32_t> Of(int64_t token) const { return {experts + token * slots, static_cast<size_t>(slots)}; }
   /// Whether any slot of the token is active; only then shared experts get it.
   bool IsActive(int64_t token) const;
 };
