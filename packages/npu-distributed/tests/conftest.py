@@ -22,6 +22,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "rank_worker.py"
+sys.path.insert(0, str(HERE))  # what tests share, here as in the ranks
 
 
 def job_environment() -> dict[str, str]:

@@ -12,7 +12,7 @@ constexpr const char* kBarrier = "_npu_distribute_barrier";
 at::Tensor Barrier(const at::Tensor& x_ref, c10::string_view group, int64_t world_size,
                    const std::optional<at::Tensor>& /*time_out*/, const std::optional<at::Tensor>& /*elastic_info*/) {
   Communicator& communicator = RequireCommunicator(kBarrier, std::string(group), world_size);
-  RequireDevice(kBarrier, "x_ref", x_ref, communicator);
+  RequireDevice(kBarrier, {{"x_ref", x_ref}}, communicator);
   FusedCall call(communicator);
   call.Communicate("npu::_npu_distribute_barrier", {}, [](Collectives& ranks) { ranks.Barrier(); });
   call.Join();

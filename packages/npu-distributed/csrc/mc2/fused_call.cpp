@@ -22,18 +22,21 @@ Communicator& RequireCommunicator(const char* op, const std::string& name, int64
   const std::string failure = communicator->failure();
   if (!failure.empty()) {
     C10_THROW_ERROR(DistBackendError,
-                    std::string(op) + ": an earlier collective of this group failed, so the group cannot go on: " +
-                        failure + ". Destroy it and initialise again, or call "
-                                  "torch_npu.distributed.reinit_process_group()");
+                    std::string(op) +
+                        ": an earlier collective of this group failed, so the group cannot go on: " + failure +
+                        ". Destroy it and initialise again, or call "
+                        "torch_npu.distributed.reinit_process_group()");
   }
   return *communicator;
 }
 
-void RequireDevice(const char* op, const char* argument, const at::Tensor& tensor, const Communicator& communicator) {
-  TORCH_CHECK(
-      tensor.device().type() == c10::DeviceType::PrivateUse1 && tensor.device().index() == communicator.device(), op,
-      ": argument ", argument, ": expected a tensor on npu:", communicator.device(),
-      ", where the communicator is, but got one on ", tensor.device());
+void RequireDevice(const char* op, std::initializer_list<NamedTensor> tensors, const Communicator& communicator) {
+  for (const auto& [argument, tensor] : tensors) {
+    TORCH_CHECK(!tensor.defined() || (tensor.device().type() == c10::DeviceType::PrivateUse1 &&
+                                      tensor.device().index() == communicator.device()),
+                op, ": argument ", argument, ": expected a tensor on npu:", communicator.device(),
+                ", where the communicator is, but got one on ", tensor.device());
+  }
 }
 
 FusedCall::FusedCall(Communicator& communicator)

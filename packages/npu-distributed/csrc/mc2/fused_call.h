@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,8 +17,13 @@ namespace npu::distributed {
 /// than 127 characters or unknown, or when `world_size` (if not negative) is not its size.
 Communicator& RequireCommunicator(const char* op, const std::string& name, int64_t world_size = -1);
 
-/// Throws c10::Error that names `op` and `argument` unless the tensor is on the device of `communicator`.
-void RequireDevice(const char* op, const char* argument, const at::Tensor& tensor, const Communicator& communicator);
+struct NamedTensor {
+  const char* argument;
+  at::Tensor tensor;  ///< may be undefined
+};
+
+/// Throws c10::Error that names `op` and the argument unless all tensors are on the device of `communicator`.
+void RequireDevice(const char* op, std::initializer_list<NamedTensor> tensors, const Communicator& communicator);
 
 /// One call of a fused operator.  Use from the calling thread only:
 ///

@@ -1,10 +1,469 @@
-"""Matrix products fused with communication.  Schemas and kernels: ``csrc/mc2``."""
+"""Matrix products fused with communication.  Schemas and kernels: ``csrc/mc2``.
+
+To its caller such an operator is work of the current stream: the host does not wait, and nothing needs to be
+synchronised.  Inside, products and communication overlap.  None of them is differentiable: results are detached.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
-from npu_distributed.fused_operators import fake
+from npu_distributed.fused_operators import check, fake
+
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu, torch.float4_e2m1fn_x2)
+
+
+def _check_product(op: str, x: tuple[str, Tensor], weight: Tensor) -> None:
+    """Check the types and dims of ``x @ weight``."""
+    name, tensor = x
+    for argument, one in (x, ("x2", weight)):
+        if one.dtype in _FLOAT8:
+            raise NotImplementedError(
+                f"{op}: argument {argument}: float8 and float4 are not supported by this version; use float16, "
+                "bfloat16 or int8 tensors"
+            )
+    check(weight.dim() == 2, op, "x2", lambda: f"expected 2 dims [k, n], but got the shape {list(weight.shape)}")
+    check(tensor.dim() >= 2, op, name, lambda: f"expected 2 dims [m, k], but got the shape {list(tensor.shape)}")
+
+
+def _check_inner(op: str, name: str, columns: int, weight: Tensor) -> None:
+    check(
+        weight.size(0) == columns,
+        op,
+        "x2",
+        lambda: f"expected {columns} rows, as many as {name} has columns, but got {weight.size(0)}",
+    )
+
+
+def _scaled_type(self: Tensor, x2_scale: Tensor | None, output_dtype: torch.dtype | None) -> torch.dtype:
+    if x2_scale is None:
+        return self.dtype
+    return torch.float16 if x2_scale.dtype == torch.int64 else output_dtype or torch.bfloat16
+
+
+@fake
+def npu_all_gather_base_mm(
+    self: Tensor,
+    x2: Tensor,
+    hcom: str,
+    world_size: int,
+    *,
+    bias: Tensor | None = None,
+    x1_scale: Tensor | None = None,
+    x2_scale: Tensor | None = None,
+    gather_index: int = 0,
+    gather_output: bool = True,
+    comm_turn: int = 0,
+    output_dtype: torch.dtype | None = None,
+    comm_mode: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Multiply the rows of all ranks by an own matrix: ``G = cat(self of all ranks)``, ``output = G @ x2 + bias``.
+
+    Quantised: ``output = (G @ x2 + bias) * cat(x1_scale of all ranks) * x2_scale``, in float32 and rounded once; the
+    sum of int8 products is exact.
+
+    Parameters
+    ----------
+    self : Tensor
+        Shape ``[m, k]``, the same on all ranks; float16, bfloat16 or int8.
+    x2 : Tensor
+        Shape ``[k, n]``, a transposed view allowed; dtype of `self`.
+    hcom : str
+        Name of the communicator on this rank, as ``get_hccl_comm_name()`` of the group's backend returns it.
+    world_size : int
+        Number of its ranks.
+    bias : Tensor, optional
+        Shape ``[n]``; dtype of `self`, or for int8 one of int32, float32, float16, bfloat16.
+    x1_scale : Tensor, optional
+        float32 ``[m, 1]``, the scales of this rank's rows; needs `x2_scale`.
+    x2_scale : Tensor, optional
+        ``[1, n]``; float32, or int64 as ``npu_trans_quant_param`` makes it.  Required for int8.
+    gather_index : int, default 0
+        0 gathers `self`; 1 gathers `x2`, ``output = self @ cat(x2 of all ranks) + bias``, where `self` is
+        ``[m, world_size * k]``.
+    gather_output : bool, default True
+        Whether the gathered matrix is returned.
+    comm_turn : int
+        0; without effect.
+    output_dtype : torch.dtype, optional
+        Beside a float32 `x2_scale`: float16, bfloat16 (default) or float32.  Else without effect.
+    comm_mode : {None, "ai_cpu", "aiv"}
+        Without effect.
+
+    Returns
+    -------
+    output : Tensor
+        ``[world_size * m, n]``, or ``[m, n]`` when `gather_index` is 1.  The dtype of `self`; with an int64 `x2_scale`
+        float16, with a float32 one `output_dtype`.
+    gathered : Tensor
+        The gathered matrix, or an empty tensor of shape ``[0]``.
+
+    Raises
+    ------
+    RuntimeError
+        If an argument does not fit, or there is no communicator `hcom` with `world_size` ranks on the current device.
+        What ranks get wrong together fails the stream.
+    NotImplementedError
+        For float8 and float4 tensors.
+    """
+    op = "npu_all_gather_base_mm"
+    _check_product(op, ("self", self), x2)
+    if gather_index == 0:
+        _check_inner(op, "self", self.size(1), x2)
+        gathered = [world_size * self.size(0), self.size(1)]
+        rows = gathered[0]
+    else:
+        check(gather_index == 1, op, "gather_index", lambda: f"expected 0 or 1, but got {gather_index}")
+        gathered = [world_size * x2.size(0), x2.size(1)]
+        rows = self.size(0)
+    output = self.new_empty([rows, x2.size(1)], dtype=_scaled_type(self, x2_scale, output_dtype))
+    return output, self.new_empty(gathered if gather_output else [0])
+
+
+@fake
+def npu_mm_reduce_scatter_base(
+    self: Tensor,
+    x2: Tensor,
+    hcom: str,
+    world_size: int,
+    *,
+    reduce_op: str = "sum",
+    bias: Tensor | None = None,
+    x1_scale: Tensor | None = None,
+    x2_scale: Tensor | None = None,
+    comm_turn: int = 0,
+    output_dtype: torch.dtype | None = None,
+    comm_mode: str | None = None,
+) -> Tensor:
+    """Sum products over ranks and give each rank its rows: ``output = rows of sum(self @ x2 + bias)``.
+
+    Quantised, every rank's term is ``(self @ x2 + bias) * x1_scale * x2_scale``.  The bias of every rank counts.
+
+    Terms without scales have the dtype of `self`: they are rounded once, summed in float32 in rank order, and the sum
+    is rounded once.  Terms with scales stay float32 until the sum is rounded.
+
+    Parameters
+    ----------
+    self : Tensor
+        Shape ``[m, k]`` with `m` divisible by `world_size`; float16, bfloat16 or int8.
+    x2 : Tensor
+        Shape ``[k, n]``, a transposed view allowed; dtype of `self`.
+    hcom : str
+        Name of the communicator on this rank, as ``get_hccl_comm_name()`` of the group's backend returns it.
+    world_size : int
+        Number of its ranks.
+    reduce_op : {"sum"}
+        The reduction.
+    bias : Tensor, optional
+        Shape ``[n]``; dtype of `self`, or for int8 one of int32, float32, float16, bfloat16.
+    x1_scale : Tensor, optional
+        float32 ``[m, 1]``; needs `x2_scale`.
+    x2_scale : Tensor, optional
+        ``[1, n]``; float32, or int64 as ``npu_trans_quant_param`` makes it.  Required for int8.
+    comm_turn : int
+        0; without effect.
+    output_dtype : torch.dtype, optional
+        Beside a float32 `x2_scale`: float16, bfloat16 (default) or float32.  Else without effect.
+    comm_mode : {None, "ai_cpu", "aiv"}
+        Without effect.
+
+    Returns
+    -------
+    Tensor
+        ``[m / world_size, n]``, on rank r the rows from ``r * m / world_size`` on.  The dtype of `self`; with an int64
+        `x2_scale` float16, with a float32 one `output_dtype`.
+
+    Raises
+    ------
+    RuntimeError
+        If an argument does not fit, or there is no communicator `hcom` with `world_size` ranks on the current device.
+        What ranks get wrong together fails the stream.
+    NotImplementedError
+        For float8 and float4 tensors.
+    """
+    op = "npu_mm_reduce_scatter_base"
+    _check_product(op, ("self", self), x2)
+    _check_inner(op, "self", self.size(1), x2)
+    check(
+        self.size(0) % world_size == 0,
+        op,
+        "self",
+        lambda: f"expected a number of rows divisible by the {world_size} ranks, but got {self.size(0)}",
+    )
+    shape = [self.size(0) // world_size, x2.size(1)]
+    return self.new_empty(shape, dtype=_scaled_type(self, x2_scale, output_dtype))
+
+
+@fake
+def npu_mm_all_reduce_base(
+    x1: Tensor,
+    x2: Tensor,
+    hcom: str,
+    *,
+    reduce_op: str = "sum",
+    bias: Tensor | None = None,
+    antiquant_scale: Tensor | None = None,
+    antiquant_offset: Tensor | None = None,
+    x3: Tensor | None = None,
+    dequant_scale: Tensor | None = None,
+    pertoken_scale: Tensor | None = None,
+    comm_quant_scale_1: Tensor | None = None,
+    comm_quant_scale_2: Tensor | None = None,
+    antiquant_group_size: int = 0,
+    comm_turn: int = 0,
+    group_sizes: Sequence[int] | None = None,
+    y_dtype: int | None = None,
+    x1_dtype: int | None = None,
+    x2_dtype: int | None = None,
+    dequant_scale_dtype: int | None = None,
+    pertoken_scale_dtype: int | None = None,
+    comm_quant_mode: int = 0,
+    comm_mode: str | None = None,
+) -> Tensor:
+    """Sum products over ranks: ``output = sum over ranks of P``.
+
+    ``P = x1 @ x2 + bias + x3``, or with an int8 `x2` beside a float `x1`
+    ``P = x1 @ ((x2 + antiquant_offset) * antiquant_scale) + bias + x3``, or with both int8
+    ``P = (x1 @ x2 + bias) * dequant_scale * pertoken_scale[:, None] + x3``.  `bias` and `x3` of every rank count.
+
+    A float P has the dtype of `x1`: the product with `bias` or `x3` is rounded once (`x3` beside `bias` is another
+    rounding), the terms are summed in float32 in rank order, and the sum is rounded once.  A dequantised `x2` is
+    rounded once to the dtype of `x1`.  P of two int8 tensors stays float32 until the sum is rounded.
+
+    Parameters
+    ----------
+    x1 : Tensor
+        Shape ``[m, k]`` or ``[b, s, k]``; float16, bfloat16 or int8.
+    x2 : Tensor
+        Shape ``[k, n]``, a transposed view allowed; dtype of `x1` or int8.
+    hcom : str
+        Name of the communicator on this rank, as ``get_hccl_comm_name()`` of the group's backend returns it.
+    reduce_op : {"sum"}
+        The reduction.
+    bias : Tensor, optional
+        Shape ``[n]``; int32 for an int8 `x1`, else the dtype of `x1`.
+    antiquant_scale, antiquant_offset : Tensor, optional
+        Dtype of `x1`; ``[1]``, ``[n]`` or ``[1, n]``, or ``[ceil(k / antiquant_group_size), n]``.
+    x3 : Tensor, optional
+        Shape and dtype of the output.
+    dequant_scale : Tensor, optional
+        ``[1]``, ``[n]`` or ``[1, n]``; bfloat16, float32, or int64 or uint64 as ``npu_trans_quant_param`` makes it.
+        Required when both are int8.
+    pertoken_scale : Tensor, optional
+        float32, one number per row of `x1`.
+    comm_quant_scale_1, comm_quant_scale_2 : Tensor, optional
+        ``[n]`` or ``[1, n]``, dtype of the output, the same on all ranks; both or none, with int8 tensors only.  Terms
+        then travel as ``q = clip(rint(P / s1), -128, 127)``, and the output is
+        ``clip(rint(sum of q * s1 / s2), -128, 127) * s2``.
+    antiquant_group_size : int, default 0
+        Rows of `x2` that share a scale, a multiple of 32 less than `k`; 0 = no groups.
+    comm_turn : int
+        0; without effect.
+    group_sizes : sequence of int, optional
+        Empty or 3 numbers; without effect.
+    y_dtype, comm_quant_mode : int
+        Without effect.
+    x1_dtype, x2_dtype, dequant_scale_dtype, pertoken_scale_dtype : int, optional
+        For types that are not supported; None.
+    comm_mode : {None, "ai_cpu", "aiv"}
+        Without effect.
+
+    Returns
+    -------
+    Tensor
+        The shape of `x1` with `n` for the last dim.  Dtype of `x1`; for int8 bfloat16 when `dequant_scale` is, else
+        float16.
+
+    Raises
+    ------
+    RuntimeError
+        If an argument does not fit, or there is no communicator `hcom` on the current device.  What ranks get wrong
+        together fails the stream.
+    NotImplementedError
+        For float8, hifloat8 and float4 tensors.
+    """
+    op = "npu_mm_all_reduce_base"
+    if any(one is not None for one in (x1_dtype, x2_dtype, dequant_scale_dtype, pertoken_scale_dtype)):
+        raise NotImplementedError(
+            f"{op}: x1_dtype, x2_dtype, dequant_scale_dtype and pertoken_scale_dtype describe float8, hifloat8 and "
+            "float4 tensors, which this version does not support; pass None"
+        )
+    _check_product(op, ("x1", x1), x2)
+    _check_inner(op, "x1", x1.size(-1), x2)
+    dtype = x1.dtype
+    if dtype == torch.int8:
+        is_bfloat16 = dequant_scale is not None and dequant_scale.dtype == torch.bfloat16
+        dtype = torch.bfloat16 if is_bfloat16 else torch.float16
+    return x1.new_empty([*x1.shape[:-1], x2.size(1)], dtype=dtype)
+
+
+def _check_gmm(op: str, gmm_x: Tensor, gmm_weight: Tensor, transposed: bool) -> int:
+    """Check the dims of the grouped product; return its number of columns."""
+    check(gmm_x.dim() == 2, op, "gmm_x", lambda: f"expected 2 dims [rows, H1], but got the shape {list(gmm_x.shape)}")
+    check(
+        gmm_weight.dim() == 3, op, "gmm_weight", lambda: f"expected 3 dims, but got the shape {list(gmm_weight.shape)}"
+    )
+    inner, columns = (2, 1) if transposed else (1, 2)
+    check(
+        gmm_weight.size(inner) == gmm_x.size(1),
+        op,
+        "gmm_weight",
+        lambda: f"expected H1 = {gmm_x.size(1)}, the columns of gmm_x, but got the shape {list(gmm_weight.shape)}",
+    )
+    return gmm_weight.size(columns)
+
+
+def _local_product(op: str, mm_x: Tensor | None, mm_weight: Tensor | None, transposed: bool) -> Tensor | None:
+    check(
+        (mm_x is None) == (mm_weight is None),
+        op,
+        "mm_x" if mm_x is None else "mm_weight",
+        "mm_x and mm_weight belong together; pass both or none",
+    )
+    if mm_x is None or mm_weight is None:
+        return None
+    return mm_x.new_empty([mm_x.size(0), mm_weight.size(0 if transposed else 1)])
+
+
+@fake
+def npu_alltoallv_gmm(
+    gmm_x: Tensor,
+    gmm_weight: Tensor,
+    hcom: str,
+    ep_world_size: int,
+    send_counts: Sequence[int],
+    recv_counts: Sequence[int],
+    *,
+    send_counts_tensor: Tensor | None = None,
+    recv_counts_tensor: Tensor | None = None,
+    mm_x: Tensor | None = None,
+    mm_weight: Tensor | None = None,
+    trans_gmm_weight: bool = False,
+    trans_mm_weight: bool = False,
+    permute_out_flag: bool = False,
+    comm_mode: str | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Send rows to the ranks of their experts and multiply them there, each by its expert's matrix.
+
+    With ``e = gmm_weight.size(0)`` experts per rank, global expert ``d * e + j`` is local expert j of rank d.  The rows
+    that arrive are ordered by local expert, then by source rank; those of expert j are multiplied by ``gmm_weight[j]``.
+
+    Parameters
+    ----------
+    gmm_x : Tensor
+        Shape ``[sum(send_counts), H1]``, rows ordered by global expert; float16 or bfloat16.
+    gmm_weight : Tensor
+        Shape ``[e, H1, N1]``, or ``[e, N1, H1]`` with `trans_gmm_weight`; dtype of `gmm_x`.
+    hcom : str
+        Name of the communicator on this rank, as ``get_hccl_comm_name()`` of the group's backend returns it.
+    ep_world_size : int
+        Number of its ranks.
+    send_counts : sequence of int
+        ``send_counts[d * e + j]`` rows of this rank go to expert j of rank d.
+    recv_counts : sequence of int
+        ``recv_counts[s * e + j]`` rows come from rank s for expert j.
+    send_counts_tensor, recv_counts_tensor : None
+        Reserved.
+    mm_x : Tensor, optional
+        Shape ``[BS, H2]``: a local product, independent of the rest.
+    mm_weight : Tensor, optional
+        Shape ``[H2, N2]``, or ``[N2, H2]`` with `trans_mm_weight`.
+    trans_gmm_weight, trans_mm_weight : bool, default False
+        Whether the matrices are given transposed.
+    permute_out_flag : bool, default False
+        Whether the rows that arrived are returned.
+    comm_mode : {None, "ai_cpu", "aiv"}
+        Without effect.
+
+    Returns
+    -------
+    gmm_y : Tensor
+        ``[sum(recv_counts), N1]``, dtype of `gmm_x`.
+    mm_y : Tensor or None
+        ``[BS, N2]``, or None without `mm_x`.
+    permute_out : Tensor or None
+        ``[sum(recv_counts), H1]``: the rows that arrived, or None without `permute_out_flag`.
+
+    Raises
+    ------
+    RuntimeError
+        If an argument does not fit, or there is no communicator `hcom` with `ep_world_size` ranks on the current
+        device.  Counts of two ranks that do not fit together fail the stream of every rank.
+    """
+    op = "npu_alltoallv_gmm"
+    columns = _check_gmm(op, gmm_x, gmm_weight, trans_gmm_weight)
+    rows = sum(recv_counts)
+    return (
+        gmm_x.new_empty([rows, columns]),
+        _local_product(op, mm_x, mm_weight, trans_mm_weight),
+        gmm_x.new_empty([rows, gmm_x.size(1)]) if permute_out_flag else None,
+    )
+
+
+@fake
+def npu_gmm_alltoallv(
+    gmm_x: Tensor,
+    gmm_weight: Tensor,
+    hcom: str,
+    ep_world_size: int,
+    send_counts: Sequence[int],
+    recv_counts: Sequence[int],
+    *,
+    send_counts_tensor: Tensor | None = None,
+    recv_counts_tensor: Tensor | None = None,
+    mm_x: Tensor | None = None,
+    mm_weight: Tensor | None = None,
+    trans_gmm_weight: bool = False,
+    trans_mm_weight: bool = False,
+    comm_mode: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Multiply rows by their experts' matrices and send them back: the way of :func:`npu_alltoallv_gmm`, backwards.
+
+    Parameters
+    ----------
+    gmm_x : Tensor
+        Shape ``[sum(send_counts), H1]``, rows ordered by local expert, then by the rank they go to; float16 or
+        bfloat16.
+    gmm_weight : Tensor
+        Shape ``[e, H1, N1]``, or ``[e, N1, H1]`` with `trans_gmm_weight`; dtype of `gmm_x`.
+    hcom : str
+        Name of the communicator on this rank, as ``get_hccl_comm_name()`` of the group's backend returns it.
+    ep_world_size : int
+        Number of its ranks.
+    send_counts : sequence of int
+        ``send_counts[s * e + j]`` rows of local expert j go to rank s: `recv_counts` of :func:`npu_alltoallv_gmm`.
+    recv_counts : sequence of int
+        ``recv_counts[d * e + j]`` rows come from expert j of rank d: `send_counts` of :func:`npu_alltoallv_gmm`.
+    send_counts_tensor, recv_counts_tensor : None
+        Reserved.
+    mm_x : Tensor, optional
+        Shape ``[BS, H2]``: a local product, independent of the rest.
+    mm_weight : Tensor, optional
+        Shape ``[H2, N2]``, or ``[N2, H2]`` with `trans_mm_weight`.
+    trans_gmm_weight, trans_mm_weight : bool, default False
+        Whether the matrices are given transposed.
+    comm_mode : {None, "ai_cpu", "aiv"}
+        Without effect.
+
+    Returns
+    -------
+    y : Tensor
+        ``[sum(recv_counts), N1]``, rows ordered by global expert; dtype of `gmm_x`.
+    mm_y : Tensor or None
+        ``[BS, N2]``, or None without `mm_x`.
+
+    Raises
+    ------
+    RuntimeError
+        If an argument does not fit, or there is no communicator `hcom` with `ep_world_size` ranks on the current
+        device.  Counts of two ranks that do not fit together fail the stream of every rank.
+    """
+    op = "npu_gmm_alltoallv"
+    columns = _check_gmm(op, gmm_x, gmm_weight, trans_gmm_weight)
+    return gmm_x.new_empty([sum(recv_counts), columns]), _local_product(op, mm_x, mm_weight, trans_mm_weight)
 
 
 @fake

@@ -1,0 +1,64 @@
+#include "mc2/dense_product.h"
+
+#include <ATen/ATen.h>
+
+#include <utility>
+
+namespace npu::distributed {
+
+DenseProduct::DenseProduct(at::ScalarType x_type, at::Tensor weight, at::Tensor bias, at::Tensor column_scale)
+    : x_type_(x_type), weight_(std::move(weight)), bias_(std::move(bias)), column_scale_(std::move(column_scale)) {}
+
+void DenseProduct::IntoScaled(at::Tensor out, const at::Tensor& x) const {
+  if (x_type_ != at::kChar) {
+    const at::Tensor product = bias_.defined() ? at::addmm(bias_, x, weight_) : at::mm(x, weight_);
+    at::mul_out(out, product, column_scale_);
+    return;
+  }
+  at::Tensor sum = at::_int_mm(x, weight_);
+  if (!bias_.defined()) {
+    at::mul_out(out, sum, column_scale_);
+  } else if (bias_.scalar_type() == at::kInt) {
+    at::mul_out(out, sum.add_(bias_), column_scale_);
+  } else {
+    at::add_out(out, sum, bias_.to(at::kFloat));
+    out.mul_(column_scale_);
+  }
+}
+
+void DenseProduct::Into(at::Tensor out, const at::Tensor& x, const at::Tensor& row_scale,
+                        const at::Tensor& addend) const {
+  if (out.numel() == 0) return;
+  if (column_scale_.defined()) {
+    IntoScaled(out, x);
+    if (row_scale.defined()) out.mul_(row_scale.unsqueeze(1));
+    if (addend.defined()) out.add_(addend);
+    return;
+  }
+  const at::Tensor& first = bias_.defined() ? bias_ : addend;
+  if (!first.defined()) {
+    at::mm_out(out, x, weight_);
+    return;
+  }
+  at::addmm_out(out, first, x, weight_);
+  if (bias_.defined() && addend.defined()) out.add_(addend);
+}
+
+at::Tensor DecodeScale(const at::Tensor& scale) {
+  const at::Tensor flat = scale.reshape({-1});
+  if (scale.scalar_type() != at::kLong && scale.scalar_type() != at::kUInt64) return flat.to(at::kFloat);
+  return flat.contiguous().view(at::kFloat).slice(0, 0, std::nullopt, 2);  // little-endian: the low half comes first
+}
+
+at::Tensor DequantisedWeight(const at::Tensor& weight, const at::Tensor& scale, const at::Tensor& offset,
+                             int64_t group_size) {
+  const auto for_each_row = [&](const at::Tensor& values) {
+    const at::Tensor exact = values.to(at::kFloat);
+    return group_size == 0 ? exact : exact.repeat_interleave(group_size, 0).narrow(0, 0, weight.size(0));
+  };
+  at::Tensor real = weight.to(at::kFloat);
+  if (offset.defined()) real.add_(for_each_row(offset));
+  return real.mul_(for_each_row(scale)).to(scale.scalar_type());
+}
+
+}  // namespace npu::distributed

@@ -1,0 +1,210 @@
+"""Fused operators are work of the current stream: ordered, asynchronous, safe for memory, and errors do not hang."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from mc2_reference import comm_name
+
+torch_npu = pytest.importorskip("torch_npu")
+
+PATIENCE = timedelta(seconds=80)
+
+
+def every_operator(x: torch.Tensor, weight: torch.Tensor, name: str, size: int) -> list[torch.Tensor]:
+    """Results of all operators for x [rows, k], rows a multiple of `size`, and weight [k, n]."""
+    rows, k = x.shape
+    share = [rows // size] * size
+    return [
+        torch_npu.npu_mm_all_reduce_base(x, weight, name),
+        torch_npu.npu_mm_reduce_scatter_base(x, weight, name, size),
+        *torch_npu.npu_all_gather_base_mm(x, weight, name, size),
+        torch_npu.npu_alltoallv_gmm(x, weight[None], name, size, share, share)[0],
+        torch_npu.npu_gmm_alltoallv(x, weight[None], name, size, share, share)[0],
+        torch_npu._npu_distribute_barrier(x, name, size),
+    ]
+
+
+def constant_results(value: float, rank: int, size: int, rows: int, k: int, n: int) -> list[torch.Tensor]:
+    """What every_operator gives when rank r's x is filled with value * (r + 1) and its weight with ones."""
+
+    def full(factor: float, *shape: int) -> torch.Tensor:
+        return torch.full(shape, value * factor)
+
+    total = size * (size + 1) / 2
+    by_rank = torch.arange(1.0, size + 1)[:, None]
+    blocks = (by_rank * value).repeat_interleave(rows // size, 0)
+    return [
+        full(total * k, rows, n),
+        full(total * k, rows // size, n),
+        (by_rank * value * k).repeat_interleave(rows, 0).expand(-1, n),
+        (by_rank * value).repeat_interleave(rows, 0).expand(-1, k),
+        (blocks * k).expand(-1, n),
+        (blocks * k).expand(-1, n),
+        full(rank + 1, rows, k),
+    ]
+
+
+def assert_same(actual: list[torch.Tensor], expected: list[torch.Tensor], what: object) -> None:
+    for place, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        assert torch.equal(one.cpu().float(), other), (what, place, one.flatten()[:4], other.flatten()[:4])
+
+
+def late_producer(rank: int, size: int, rows: int, k: int) -> None:
+    """Inputs are written by tasks that run long after the operators were called."""
+    n, name = 8, comm_name(rank)
+    x = torch.full((rows, k), 99.0, device="npu").half()
+    weight = torch.full((k, n), 77.0, device="npu").half()
+    slow = torch.ones(700, 700, device="npu")
+    torch.npu.synchronize()
+    for value in (1.0, 2.0):
+        for _ in range(4):
+            slow = (slow @ slow).clamp_(max=1)
+        x.fill_(value * (rank + 1))
+        weight.fill_(1.0)
+        results = every_operator(x, weight, name, size)
+        x.fill_(55.0)  # later work of the stream: must not be seen by the operators
+        weight.fill_(33.0)
+        assert_same(results, constant_results(value, rank, size, rows, k, n), value)
+
+
+def dropped_inputs(rank: int, size: int, rows: int, k: int) -> None:
+    """Python forgets the inputs at once, and new tensors get their memory."""
+    n, name = 8, comm_name(rank)
+    for step in range(6):
+        value = 1.0 + step % 3
+        x = torch.full((rows, k), value * (rank + 1), device="npu").half()
+        weight = torch.ones(k, n, device="npu").half()
+        results = every_operator(x, weight, name, size)
+        del x, weight
+        for shape in ((rows, k), (k, n), (size * rows, k), (rows, n)):
+            torch.full(shape, -7.0, device="npu").half()
+        assert_same(results, constant_results(value, rank, size, rows, k, n), step)
+
+
+def several_groups_and_collectives(rank: int, size: int) -> None:
+    """Two communicators in turns, torch.distributed collectives of the same groups between."""
+    rows, k, n = 4 * size, 6, 8
+    groups = [dist.new_group(), dist.new_group()]
+    names = [comm_name(rank, group) for group in groups]
+    assert names[0] != names[1]
+    x = torch.full((rows, k), rank + 1.0, device="npu").half()
+    weight = torch.ones(k, n, device="npu").half()
+    total = torch.zeros(rows, n, device="npu")
+    sums = torch.zeros(1, device="npu")
+    for step in range(10):
+        first = torch_npu.npu_mm_all_reduce_base(x, weight, names[step % 2])
+        counter = torch.full((1,), float(step + rank), device="npu")
+        work = dist.all_reduce(counter, group=groups[step % 2], async_op=True)
+        second = torch_npu.npu_all_gather_base_mm(
+            first, torch.ones(n, n, device="npu").half(), names[(step + 1) % 2], size
+        )
+        work.wait()
+        dist.all_reduce(second[0], group=groups[(step + 1) % 2])
+        total += first.float() + second[0][:rows].float() / (n * size)
+        sums += counter
+    product = k * size * (size + 1) / 2
+    assert torch.equal(total.cpu(), torch.full((rows, n), 20 * product))
+    assert sums.item() == sum(size * step + size * (size - 1) / 2 for step in range(10))
+    dist.barrier()
+    for group in groups:
+        dist.destroy_process_group(group)
+
+
+def streams_of_the_caller(rank: int, size: int) -> None:
+    """The current stream is the one that counts."""
+    name = comm_name(rank)
+    producer, consumer = torch.npu.Stream(), torch.npu.Stream()
+    for step in range(8):
+        with torch.npu.stream(producer):
+            x = torch.full((2 * size, 300), float(step), device="npu").half()
+            weight = torch.ones(300, 4, device="npu").half()
+            results = every_operator(x, weight, name, size)
+        consumer.wait_stream(producer)
+        with torch.npu.stream(consumer):
+            total = results[0].float().sum()
+        consumer.synchronize()
+        assert total.item() == step * 300 * size * 2 * size * 4
+        producer.synchronize()
+
+
+def late_peer(rank: int, size: int) -> bool:
+    """Rank 1 comes when rank 0 has called all operators: a call that waited for the peer would not return."""
+    name = comm_name(rank)
+    key = "fused operators: rank 0 has called them"
+    store = dist.distributed_c10d._get_default_store()
+    x = torch.full((2 * size, 3), rank + 1.0, device="npu").half()
+    weight = torch.ones(3, 4, device="npu").half()
+    dist.barrier()
+    if rank == 1:
+        store.wait([key], PATIENCE)
+    results = every_operator(x, weight, name, size)
+    waiting = not torch.npu.current_stream().query()
+    if rank == 0:
+        store.set(key, "now")
+    assert_same(results, constant_results(1.0, rank, size, 2 * size, 3, 4), "late")
+    return waiting
+
+
+def results_are_detached(rank: int, size: int) -> None:
+    name = comm_name(rank)
+    x = torch.randn(2 * size, 3, device="npu").half().requires_grad_()
+    weight = torch.randn(3, 4, device="npu").half().requires_grad_()
+    for one in every_operator(x, weight, name, size):
+        assert not one.requires_grad and one.grad_fn is None
+
+
+def different_shapes(rank: int, size: int) -> str:
+    """Each rank has another number of rows."""
+    name = comm_name(rank)
+    x = torch.ones(4 + rank, 3, device="npu").half()
+    torch_npu.npu_mm_all_reduce_base(x, torch.ones(3, 5, device="npu").half(), name)
+    try:
+        torch.npu.synchronize()
+    except RuntimeError as error:
+        first = str(error)
+    else:
+        return "no error"
+    try:
+        torch_npu.npu_mm_all_reduce_base(x, torch.ones(3, 5, device="npu").half(), name)
+    except RuntimeError as error:
+        return first + " THEN " + str(error)
+    return first
+
+
+@pytest.mark.parametrize(("rows", "k"), [(8, 12), (1024, 1200)], ids=["one tile", "tiles"])
+def test_late_producer(ranks, rows: int, k: int) -> None:
+    ranks(2).run(late_producer, rows, k)
+
+
+@pytest.mark.parametrize(("rows", "k"), [(8, 12), (1024, 1200)], ids=["one tile", "tiles"])
+def test_dropped_inputs(ranks, rows: int, k: int) -> None:
+    ranks(2).run(dropped_inputs, rows, k)
+
+
+def test_groups_and_collectives_in_turns(ranks) -> None:
+    ranks(2).run(several_groups_and_collectives)
+
+
+def test_streams_of_the_caller(ranks) -> None:
+    ranks(2).run(streams_of_the_caller)
+
+
+def test_the_host_does_not_wait(ranks) -> None:
+    assert ranks(2).run(late_peer)[0], "rank 0 had results before rank 1 came"
+
+
+def test_results_are_detached(ranks) -> None:
+    ranks(2).run(results_are_detached)
+
+
+def test_different_shapes_are_an_error_everywhere(fresh_ranks) -> None:
+    for text in fresh_ranks(2).run(different_shapes):
+        assert re.search(r"EI0005.*rank 0.*20 x float16.*rank 1.*25 x float16", text) or re.search(
+            r"EI0005.*rank 1.*25 x float16.*rank 0.*20 x float16", text
+        ), text
+        assert "THEN npu_mm_all_reduce_base: an earlier collective of this group failed" in text
