@@ -11,6 +11,7 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
 #include "process_group/communicator_registry.h"
+#include "process_group/gloo_link.h"
 #include "transport/comm_error.h"
 
 namespace npu::distributed {
@@ -217,7 +218,7 @@ Communicator& ProcessGroupHCCL::CommunicatorOn(int device) {
   auto store = c10::make_intrusive<c10d::PrefixStore>(StorePrefix(generation_), store_);
   std::unique_ptr<Communicator> made;
   try {
-    made = std::make_unique<Communicator>(settings, ViewOf(store));
+    made = std::make_unique<Communicator>(settings, ViewOf(store), GlooLinks(store, settings));
   } catch (const CommError& error) {
     ThrowStatus(error.status(), error.what());
   }
