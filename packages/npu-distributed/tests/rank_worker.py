@@ -1,13 +1,16 @@
 """One rank of a test: loads a test file and runs functions of it, as told by the parent over a pipe.
 
-Started by conftest.py as ``python rank_worker.py <test file> <rank> <size> <store file> <command fd> <answer fd>``.
+Forked by hccl_testing/rank_server.py, or started as
+``python rank_worker.py <test file> <rank> <size> <store file> <command fd> <answer fd>``.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import json
 import os
+import signal
 import sys
 import traceback
 from datetime import timedelta
@@ -15,6 +18,7 @@ from datetime import timedelta
 
 def main() -> None:
     path, rank, size, store, commands, answers = sys.argv[1], *map(str, sys.argv[2:])
+    faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)  # the parent asks where we hang
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["LOCAL_WORLD_SIZE"] = size
     os.environ["LOCAL_RANK"] = os.environ["RANK"] = rank
@@ -34,6 +38,7 @@ def main() -> None:
     )
     spec = importlib.util.spec_from_file_location("distributed_test_functions", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
 
     with os.fdopen(int(commands)) as requests, os.fdopen(int(answers), "w") as replies:

@@ -49,9 +49,8 @@ void BindGroup(py::module_& module) {
       .def("get_coll_stream_id", &ProcessGroupHCCL::CollectiveStreamId, py::arg("device"), NoGil())
       .def(
           "_get_stream_id",
-          [](const ProcessGroupHCCL& self, bool p2p, int peer) -> int64_t {
-            TORCH_CHECK(!p2p || peer >= 0, "_get_stream_id: a p2p stream needs a peer, but got peer=", peer);
-            return p2p ? -1 : self.ExistingStreamId();
+          [](const ProcessGroupHCCL& self, bool p2p, int peer) {
+            return p2p ? self.PairStreamId(peer) : self.ExistingStreamId();
           },
           py::arg("p2p") = false, py::arg("peer") = -1, NoGil())
       .def("_set_default_timeout", &ProcessGroupHCCL::SetDefaultTimeout, py::arg("timeout"), NoGil())

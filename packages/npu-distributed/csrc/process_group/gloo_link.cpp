@@ -221,8 +221,9 @@ LinkFactory GlooLinks(c10::intrusive_ptr<c10d::Store> store, const CommunicatorS
           connect_limit = settings.connect_timeout,
           limit = settings.execution_timeout](uint64_t group) -> std::unique_ptr<HostLink> {
     try {
-      // A name of its own for every group: addresses of an earlier one may still be in the store.
-      auto own = c10::make_intrusive<c10d::PrefixStore>("gloo/" + std::to_string(group), store);
+      // A name of its own for every group: addresses of an earlier one may still be in the store.  A connection of its
+      // own: Gloo blocks it until its peers have come, and other groups meet at the same time.
+      auto own = c10::make_intrusive<c10d::PrefixStore>("gloo/" + std::to_string(group), store->clone());
       return std::make_unique<GlooLink>(MakeGloo(own, rank, size, connect_limit), limit);
     } catch (const CommError&) {
       throw;

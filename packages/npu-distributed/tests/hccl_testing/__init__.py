@@ -1,0 +1,1 @@
+"""What the tests of this folder share: ranks as processes, checks for what they leave behind, reference results."""

@@ -1,0 +1,112 @@
+"""Finds what a test has left behind: processes, shared memory, descriptors, temporary files."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+KEPT_BY_DESIGN = ("torchelastic_",)  # torchrun's folders of logs
+PATIENCE = 10.0  # processes and descriptors that are just going away
+
+
+def children_of(pid: int | str) -> set[int]:
+    """Processes whose parent is `pid`."""
+    found: set[int] = set()
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found.update(map(int, listing.read_text().split()))
+        except OSError:
+            pass  # the thread has ended
+    return found
+
+
+def descriptors() -> dict[int, str]:
+    """Open descriptors of this process and what they lead to."""
+    found = {}
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
+        except OSError:
+            pass  # the one that lists the folder
+    return found
+
+
+def shared_memory() -> set[str]:
+    """Names in /dev/shm."""
+    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+
+
+def held_by_others(name: str) -> bool:
+    """Whether a process outside this session has the shared memory open: then it is not ours."""
+    path = f"/dev/shm/{name}"
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if path in (process / "maps").read_text():
+                return True
+            if any(os.readlink(entry) == path for entry in (process / "fd").iterdir()):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def command_line(pid: int) -> str:
+    """How a process was started, for messages."""
+    try:
+        text = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        return text[:200] or f"({Path(f'/proc/{pid}/comm').read_text().strip()}, ended but nobody has waited for it)"
+    except OSError:
+        return "(ended meanwhile)"
+
+
+class Before:
+    """The state before a test."""
+
+    def __init__(self) -> None:
+        self.children = children_of("self")
+        self.descriptors = descriptors()
+        self.shared_memory = shared_memory()
+
+    def allow(self, *groups: Iterable[int]) -> None:
+        """Descriptors that are to stay."""
+        now = descriptors()
+        for number in (number for group in groups for number in group):
+            self.descriptors[number] = now[number]
+
+    def left_behind(self, parents: Iterable[int], expected_pids: set[int], temporary: Path) -> list[str]:
+        """What there is now and was not before, as sentences.
+
+        `parents` are processes whose children count as well, `expected_pids` processes that are to stay.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            found = self.look(parents, expected_pids, temporary)
+            if not found or time.monotonic() > deadline:
+                return found
+            gc.collect()
+            time.sleep(0.05)
+
+    def look(self, parents: Iterable[int], expected_pids: set[int], temporary: Path) -> list[str]:
+        """The same, without patience."""
+        pids = children_of("self") - self.children
+        for parent in parents:
+            pids |= children_of(parent)
+        found = [f"process {pid}: {command_line(pid)}" for pid in sorted(pids - expected_pids)]
+        # Other jobs of this machine make shared memory too: theirs is open somewhere.
+        found += [
+            f"shared memory /dev/shm/{name}"
+            for name in sorted(shared_memory() - self.shared_memory)
+            if not held_by_others(name)
+        ]
+        found += [
+            f"descriptor {number}: {target}"
+            for number, target in sorted(descriptors().items())
+            if self.descriptors.get(number) != target
+        ]
+        for path in sorted(temporary.rglob("*")):
+            if not path.relative_to(temporary).parts[0].startswith(KEPT_BY_DESIGN):
+                found.append(f"temporary file {path}")
+        return found
