@@ -118,7 +118,8 @@ std::unique_ptr<Communicator> ProcessGroupHCCL::Connect(const Lane& lane, int pe
   settings.device = device_;
   settings.stream = lane.stream;
   settings.connect_timeout = environment_.connect_timeout;
-  settings.execution_timeout = ExecutionTimeout(options_->hccl_config).value_or(environment_.execution_timeout);
+  settings.execution_timeout = environment_.execution_timeout;
+  if (const auto limit = ExecutionTimeout(options_->hccl_config)) settings.execution_timeout = *limit;
   settings.name = comm_name_;
   if (settings.name.empty() && !options_->group_id.empty()) settings.name = "group_name_" + options_->group_id;
   StorePtr store = store_;

@@ -62,7 +62,8 @@ void WorkHCCL::synchronize() {
 }
 
 void WorkHCCL::AbortGroup(const std::string& reason) {
-  if (auto group = start_.group.lock()) static_cast<ProcessGroupHCCL&>(*group).Abort(reason);
+  if (!start_.group) return;
+  if (auto group = start_.group->lock()) static_cast<ProcessGroupHCCL&>(*group).Abort(reason);
 }
 
 void WorkHCCL::WaitOnHost(std::chrono::milliseconds timeout) {

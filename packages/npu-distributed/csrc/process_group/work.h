@@ -6,6 +6,7 @@
 #include <chrono>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <torch/csrc/distributed/c10d/Work.hpp>
@@ -38,7 +39,7 @@ class WorkHCCL final : public c10d::Work {
     std::vector<at::Tensor> outputs;
     std::shared_ptr<Submission> submission;
     std::shared_ptr<TensorStash> stash;                     ///< may be null
-    c10::weak_intrusive_ptr<c10d::Backend> group{nullptr};  ///< a ProcessGroupHCCL
+    std::optional<c10::weak_intrusive_ptr<c10d::Backend>> group;  ///< a ProcessGroupHCCL
   };
 
   explicit WorkHCCL(Start start) : Work(start.rank, start.op), start_(std::move(start)) {}
