@@ -88,6 +88,7 @@ HierarchicalCollectives::HierarchicalCollectives(Meeting meeting, int rank, Devi
       received_(static_cast<size_t>(hosts_.count())),
       messages_sent_(group_.size()),
       messages_received_(group_.size()),
+      under_way_(group_.size()),
       send_order_(group_.size()),
       receive_order_(group_.size()) {
   for (int host = 0; host < hosts_.count(); ++host) {

@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -49,7 +50,7 @@ class HierarchicalCollectives final : public Collectives {
   void Barrier() override;
   void Exchange(std::span<const Transfer> transfers) override;
   void Abort(const char* reason) noexcept override;
-  void Leave() noexcept override { transport_.Leave(); }
+  void Leave() noexcept override;
 
  private:
   /// What a rank announced in the current call.
@@ -62,6 +63,11 @@ class HierarchicalCollectives final : public Collectives {
   struct ItemChunk;
   /// Messages of one Exchange with one rank of another host.
   struct Conversation;
+  /// A header, maybe with a message inside, that has been sent and may not have arrived.
+  struct ShortMessage {
+    std::vector<std::byte> bytes;
+    std::unique_ptr<LinkOperation> operation;
+  };
 
   /// Runs a collective; what it throws becomes the failure of the group.
   void Run(const std::function<void()>& body);
@@ -122,6 +128,7 @@ class HierarchicalCollectives final : public Collectives {
 
   std::vector<std::atomic<uint64_t>> messages_sent_;
   std::vector<std::atomic<uint64_t>> messages_received_;
+  std::vector<std::deque<ShortMessage>> under_way_;  ///< to each peer
   std::vector<std::mutex> send_order_;     ///< one per peer: header and message of a send stay together
   std::vector<std::mutex> receive_order_;  ///< the same for receives
 

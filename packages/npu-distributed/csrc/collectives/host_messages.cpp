@@ -1,7 +1,7 @@
 // Point-to-point transfers: local ones through the mailboxes of the control page, others over the link.
 //
 // Over the link a header goes first, so that a receiver can tell a message that does not fit from one that does.  A
-// short message travels inside its header.
+// short message travels inside its header, as a copy: sending it does not wait for the receiver.
 #include <cstring>
 #include <exception>
 #include <map>
@@ -23,6 +23,9 @@ struct MessageHeader {
 
 constexpr size_t kHeaderRoom = sizeof(MessageHeader) + kSmallData;
 
+/// Short messages to one rank that may be on their way before a send waits for the oldest.
+constexpr size_t kMostUnderWay = 64;
+
 }  // namespace
 
 struct HierarchicalCollectives::Conversation {
@@ -34,9 +37,8 @@ struct HierarchicalCollectives::Conversation {
 void HierarchicalCollectives::Converse(Conversation& conversation) {
   const int peer = conversation.peer;
   const auto slot = static_cast<size_t>(peer);
-  std::vector<std::vector<std::byte>> headers;
+  std::vector<ShortMessage> headers;  // of messages that do not travel inside them
   std::vector<std::unique_ptr<LinkOperation>> sends;
-  headers.reserve(conversation.transfers.size());
   {
     const std::lock_guard order(send_order_[slot]);
     for (const Transfer* transfer : conversation.transfers) {
@@ -44,12 +46,19 @@ void HierarchicalCollectives::Converse(Conversation& conversation) {
       const size_t bytes = transfer->data.bytes;
       const bool inside = bytes <= kSmallData;
       const MessageHeader header{++messages_sent_[slot], bytes, transfer->element, inside ? 1u : 0u};
-      std::vector<std::byte>& parcel = headers.emplace_back(sizeof header + (inside ? bytes : 0));
-      std::memcpy(parcel.data(), &header, sizeof header);
-      if (inside && bytes != 0) std::memcpy(parcel.data() + sizeof header, transfer->data.address, bytes);
-      const Parcel first{peer, parcel.data(), parcel.size()};
-      sends.push_back(link_->Start(Channel::kMessageHeaders, {&first, 1}, {}));
-      if (inside) continue;
+      ShortMessage message;
+      message.bytes.resize(sizeof header + (inside ? bytes : 0));
+      std::memcpy(message.bytes.data(), &header, sizeof header);
+      if (inside && bytes != 0) std::memcpy(message.bytes.data() + sizeof header, transfer->data.address, bytes);
+      const Parcel first{peer, message.bytes.data(), message.bytes.size()};
+      message.operation = link_->Start(Channel::kMessageHeaders, {&first, 1}, {});
+      if (inside) {
+        std::deque<ShortMessage>& under_way = under_way_[slot];
+        under_way.push_back(std::move(message));
+        for (; under_way.size() > kMostUnderWay; under_way.pop_front()) Wait(*under_way.front().operation);
+        continue;
+      }
+      headers.push_back(std::move(message));
       const Parcel second{peer, static_cast<std::byte*>(transfer->data.address), bytes};
       sends.push_back(link_->Start(Channel::kMessages, {&second, 1}, {}));
     }
@@ -76,7 +85,23 @@ void HierarchicalCollectives::Converse(Conversation& conversation) {
       Wait(*link_->Start(Channel::kMessages, {}, {&second, 1}));
     }
   }
+  for (const ShortMessage& header : headers) Wait(*header.operation);
   for (const std::unique_ptr<LinkOperation>& send : sends) Wait(*send);
+}
+
+/// Short messages that nobody has taken yet end with the link, so the last steps of a rank wait for them.
+void HierarchicalCollectives::Leave() noexcept {
+  for (size_t peer = 0; peer < under_way_.size(); ++peer) {
+    const std::lock_guard order(send_order_[peer]);
+    for (std::deque<ShortMessage>& left = under_way_[peer]; !left.empty(); left.pop_front()) {
+      try {
+        Wait(*left.front().operation);
+      } catch (const LinkError&) {
+        continue;  // the group has failed, or the peer has gone without taking them
+      }
+    }
+  }
+  transport_.Leave();
 }
 
 void HierarchicalCollectives::Exchange(std::span<const Transfer> transfers) {
