@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "collectives/collectives.h"
+#include "collectives/host_link.h"
 #include "transport/device_memory.h"
 #include "transport/rendezvous.h"
 
@@ -17,7 +18,9 @@ struct ConnectSettings {
   std::chrono::milliseconds execution_limit{};  ///< how long a call waits for peers; zero: for ever
 };
 
-/// Collective over the group; blocks.  `memory` must outlive the result.  Throws CommError.
-std::unique_ptr<Collectives> Connect(const ConnectSettings& settings, KeyValueStore store, DeviceMemory& memory);
+/// Collective over the group; blocks.  `make_link` is called only when the ranks live on several machines.  `memory` must
+/// outlive the result.  Throws CommError.
+std::unique_ptr<Collectives> Connect(const ConnectSettings& settings, KeyValueStore store, DeviceMemory& memory,
+                                     const LinkFactory& make_link);
 
 }  // namespace npu::distributed

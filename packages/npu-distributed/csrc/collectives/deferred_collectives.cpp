@@ -14,8 +14,9 @@ constexpr std::chrono::milliseconds kAbortCheck{100};
 
 }  // namespace
 
-DeferredCollectives::DeferredCollectives(const ConnectSettings& settings, KeyValueStore store, DeviceMemory& memory)
-    : settings_(settings), memory_(memory) {
+DeferredCollectives::DeferredCollectives(const ConnectSettings& settings, KeyValueStore store, DeviceMemory& memory,
+                                         LinkFactory make_link)
+    : settings_(settings), memory_(memory), make_link_(std::move(make_link)) {
   store_.set = std::move(store.set);
   store_.get = [this, get = std::move(store.get)](const std::string& key, std::chrono::milliseconds limit) {
     const Clock::time_point deadline = Clock::now() + limit;
@@ -43,7 +44,7 @@ Collectives& DeferredCollectives::Connected() {
     if (connected_) return *connected_;
   }
   ThrowIfAborted();
-  std::unique_ptr<Collectives> made = Connect(settings_, store_, memory_);
+  std::unique_ptr<Collectives> made = Connect(settings_, store_, memory_, make_link_);
   const std::lock_guard lock(mutex_);
   connected_ = std::move(made);
   if (!abort_reason_.empty()) connected_->Abort(abort_reason_.c_str());

@@ -14,7 +14,8 @@ namespace npu::distributed {
 class DeferredCollectives final : public Collectives {
  public:
   /// `memory` must outlive this.
-  DeferredCollectives(const ConnectSettings& settings, KeyValueStore store, DeviceMemory& memory);
+  DeferredCollectives(const ConnectSettings& settings, KeyValueStore store, DeviceMemory& memory,
+                      LinkFactory make_link);
 
   int rank() const override { return settings_.rank; }
   int size() const override { return settings_.size; }
@@ -42,6 +43,7 @@ class DeferredCollectives final : public Collectives {
   const ConnectSettings settings_;
   KeyValueStore store_;
   DeviceMemory& memory_;
+  const LinkFactory make_link_;
   mutable std::mutex mutex_;  // guards what follows; not held while the ranks meet
   std::unique_ptr<Collectives> connected_;
   std::string abort_reason_;

@@ -1,5 +1,7 @@
 #include "collectives/reduction.h"
 
+#include <optional>
+
 #include "npu/kernels/isa.h"
 
 extern "C" {
@@ -34,7 +36,13 @@ std::vector<const npu_reduce_table*> UsableTables() {
   return usable;
 }
 
-npu_reduce_fn Lookup(const npu_reduce_table& table, ElementType type, ReduceKind kind) {
+struct Place {
+  size_t row;
+  size_t column;
+};
+
+/// Where a reduction stands in the tables; nothing when there is none.
+std::optional<Place> PlaceOf(ElementType type, ReduceKind kind) {
   if (type == ElementType::kBool) {
     // Bytes 0 and 1: any sum that is not zero is true, a product or an average of ones only is true.
     type = ElementType::kUInt8;
@@ -49,13 +57,25 @@ npu_reduce_fn Lookup(const npu_reduce_table& table, ElementType type, ReduceKind
         kind = ReduceKind::kMin;
         break;
       case ReduceKind::kPremulSum:
-        return nullptr;
+        return std::nullopt;
     }
   }
   const auto row = static_cast<size_t>(type);
   const auto column = static_cast<size_t>(kind);
-  if (row >= NPU_REDUCE_TYPES || column >= NPU_REDUCE_KINDS) return nullptr;
-  return table.entry[row][column];
+  if (row >= NPU_REDUCE_TYPES || column >= NPU_REDUCE_KINDS) return std::nullopt;
+  return Place{row, column};
+}
+
+npu_reduce_fn Lookup(const npu_reduce_table& table, ElementType type, ReduceKind kind) {
+  const std::optional<Place> place = PlaceOf(type, kind);
+  return place ? table.entry[place->row][place->column] : nullptr;
+}
+
+TwoStepReduction LookupTwoSteps(const npu_reduce_table& table, ElementType type, ReduceKind kind) {
+  const std::optional<Place> place = PlaceOf(type, kind);
+  if (!place) return {};
+  return {table.partial[place->row][place->column], table.finish[place->row][place->column],
+          table.partial_bytes[place->row][place->column]};
 }
 
 }  // namespace
@@ -67,6 +87,17 @@ npu_reduce_fn FindReduction(ElementType type, ReduceKind kind, const std::string
     if (isa == table->isa) return Lookup(*table, type, kind);
   }
   return nullptr;
+}
+
+TwoStepReduction FindTwoStepReduction(ElementType type, ReduceKind kind) {
+  return LookupTwoSteps(Tables().active(), type, kind);
+}
+
+TwoStepReduction FindTwoStepReduction(ElementType type, ReduceKind kind, const std::string& isa) {
+  for (const npu_reduce_table* table : UsableTables()) {
+    if (isa == table->isa) return LookupTwoSteps(*table, type, kind);
+  }
+  return {};
 }
 
 std::vector<std::string> AvailableIsas() {

@@ -28,15 +28,16 @@ npu_status Report(npu_error* error, npu_status status, const std::string& text) 
 
 }  // namespace
 
-Communicator::Communicator(const CommunicatorSettings& settings, KeyValueStore store) : settings_(settings) {
+Communicator::Communicator(const CommunicatorSettings& settings, KeyValueStore store, LinkFactory make_link)
+    : settings_(settings) {
   const ConnectSettings connection{.rank = settings.rank,
                                    .size = settings.size,
                                    .connect_limit = settings.connect_timeout,
                                    .execution_limit = settings.execution_timeout};
   if (settings.connect_at_first_call) {
-    collectives_ = std::make_unique<DeferredCollectives>(connection, std::move(store), memory_);
+    collectives_ = std::make_unique<DeferredCollectives>(connection, std::move(store), memory_, std::move(make_link));
   } else {
-    collectives_ = Connect(connection, std::move(store), memory_);
+    collectives_ = Connect(connection, std::move(store), memory_, make_link);
   }
   // A group that was made without a name gets one that all its ranks know and no other group has.
   if (settings_.name.empty()) settings_.name = "group_name_" + std::to_string(collectives_->identity());

@@ -1,4 +1,4 @@
-// A group on one device of this process: its transport and the stream its collectives run on.
+// A group on one device of this process: its collectives and the stream its collectives run on.
 #pragma once
 
 #include <chrono>
@@ -30,7 +30,8 @@ class Communicator {
   using Body = std::function<void(Collectives&)>;
 
   /// Collective over the group; blocks until everybody has come, unless the settings put that off.  Throws CommError.
-  Communicator(const CommunicatorSettings& settings, KeyValueStore store);
+  /// `make_link` connects the ranks of different machines, if there are any.
+  Communicator(const CommunicatorSettings& settings, KeyValueStore store, LinkFactory make_link);
   /// Ends what still runs (see Abort) and waits for it.
   ~Communicator();
   Communicator(const Communicator&) = delete;

@@ -8,6 +8,7 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
 #include "process_group/communicator_registry.h"
+#include "process_group/gloo_link.h"
 #include "process_group/process_group_hccl.h"
 #include "transport/comm_error.h"
 
@@ -135,7 +136,8 @@ std::unique_ptr<Communicator> ProcessGroupHCCL::Connect(const Lane& lane, int pe
   }
   store = c10::make_intrusive<c10d::PrefixStore>(StorePrefix(lane.generation, rank_, peer), store);
   try {
-    return std::make_unique<Communicator>(settings, peer < 0 ? ViewOf(store) : PollingViewOf(store));
+    return std::make_unique<Communicator>(settings, peer < 0 ? ViewOf(store) : PollingViewOf(store),
+                                          GlooLinks(store, settings));
   } catch (const CommError& error) {
     ThrowStatus(error.status(), error.what());
   }

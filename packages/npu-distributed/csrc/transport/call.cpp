@@ -56,4 +56,13 @@ std::string DescribeBytes(uint64_t bytes, ElementType element) {
   return std::to_string(bytes / SizeOf(element)) + " x " + Name(element);
 }
 
+std::string DescribeMessageMismatch(uint64_t number, int from, uint64_t sent_bytes, ElementType sent, int to,
+                                    uint64_t expected_bytes, ElementType expected) {
+  const std::string sender = "rank " + std::to_string(from);
+  const std::string receiver = "rank " + std::to_string(to);
+  return "EI0005: hccl: send and receive differ: message number " + std::to_string(number) + " from " + sender + " to " +
+         receiver + ": " + sender + " sends " + DescribeBytes(sent_bytes, sent) + ", " + receiver + " receives " +
+         DescribeBytes(expected_bytes, expected) + ". Messages of two ranks match in the order of their calls";
+}
+
 }  // namespace npu::distributed

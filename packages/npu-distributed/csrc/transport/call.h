@@ -38,4 +38,8 @@ std::string Describe(const Call& call);
 /// "16 x float32", or bytes when they are no whole elements.
 std::string DescribeBytes(uint64_t bytes, ElementType element);
 
+/// EI0005: what rank `from` sends as message `number` is not what rank `to` receives.
+std::string DescribeMessageMismatch(uint64_t number, int from, uint64_t sent_bytes, ElementType sent, int to,
+                                    uint64_t expected_bytes, ElementType expected);
+
 }  // namespace npu::distributed

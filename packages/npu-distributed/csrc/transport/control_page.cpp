@@ -45,10 +45,10 @@ PageHeader& HeaderAt(std::byte* base) { return *reinterpret_cast<PageHeader*>(ba
 
 }  // namespace
 
-ControlPage::ControlPage(int fd, int size)
+ControlPage::ControlPage(int fd, int size, int regions)
     : fd_(fd),
       size_(size),
-      region_capacity_(2 * static_cast<size_t>(size) + 2),
+      region_capacity_(static_cast<size_t>(regions)),
       slot_bytes_(
           RoundUp(sizeof(AnnouncementHeader) + region_capacity_ * (sizeof(uint64_t) + sizeof(npu_memory_handle)), 64) +
           kInlineBytes),
@@ -62,10 +62,10 @@ void ControlPage::Map() {
   base_ = static_cast<std::byte*>(address);
 }
 
-std::unique_ptr<ControlPage> ControlPage::Create(int size, uint64_t nonce) {
+std::unique_ptr<ControlPage> ControlPage::Create(int size, int regions, uint64_t nonce) {
   const int fd = memfd_create("npu-hccl-control", MFD_CLOEXEC);
   if (fd < 0) ThrowSystem("hccl control page: memfd_create failed");
-  std::unique_ptr<ControlPage> page(new ControlPage(fd, size));
+  std::unique_ptr<ControlPage> page(new ControlPage(fd, size, regions));
   if (ftruncate(fd, static_cast<off_t>(page->bytes_)) != 0) ThrowSystem("hccl control page: sizing failed");
   page->Map();
   // Fresh memory reads as zero, which is the initial value of every counter.
@@ -77,21 +77,22 @@ std::unique_ptr<ControlPage> ControlPage::Create(int size, uint64_t nonce) {
   return page;
 }
 
-std::unique_ptr<ControlPage> ControlPage::Open(const ProcessIdentity& root, int size) {
-  const std::string path = "/proc/" + std::to_string(root.pid) + "/fd/" + std::to_string(root.page_fd);
+std::unique_ptr<ControlPage> ControlPage::Open(const ProcessIdentity& creator, int creator_fd, int size, int regions) {
+  const std::string path = "/proc/" + std::to_string(creator.pid) + "/fd/" + std::to_string(creator_fd);
   const int fd = open(path.c_str(), O_RDWR | O_CLOEXEC);
   if (fd < 0) {
-    ThrowSystem("hccl rendezvous: opening the control page of rank 0 (process " + std::to_string(root.pid) +
+    ThrowSystem("hccl rendezvous: opening the control page of rank " + std::to_string(creator.rank) +
+                " (process " + std::to_string(creator.pid) +
                 ") failed; both processes must belong to the same user and see each other's /proc");
   }
-  std::unique_ptr<ControlPage> page(new ControlPage(fd, size));
+  std::unique_ptr<ControlPage> page(new ControlPage(fd, size, regions));
   struct stat status{};
   if (fstat(fd, &status) != 0) ThrowSystem("hccl control page: fstat failed");
   if (static_cast<size_t>(status.st_size) == page->bytes_) page->Map();
-  if (page->base_ == nullptr || HeaderAt(page->base_).magic != kMagic || HeaderAt(page->base_).nonce != root.nonce ||
+  if (page->base_ == nullptr || HeaderAt(page->base_).magic != kMagic || HeaderAt(page->base_).nonce != creator.nonce ||
       HeaderAt(page->base_).size != static_cast<uint32_t>(size)) {
-    throw CommError(NPU_ERROR_SYSTEM, "hccl rendezvous: the control page of rank 0 is not the one of this group of " +
-                                          std::to_string(size) +
+    throw CommError(NPU_ERROR_SYSTEM, "hccl rendezvous: the control page of rank " + std::to_string(creator.rank) +
+                                          " is not the one of this group of " + std::to_string(size) +
                                           " ranks; is a key of an earlier run left in the store?");
   }
   return page;

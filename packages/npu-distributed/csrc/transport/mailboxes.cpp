@@ -246,18 +246,14 @@ void Mailboxes::RequireSame(const Pending& pending, ElementType element, uint64_
   const Transfer& receive = *pending.transfer;
   if (element == receive.element && bytes == receive.data.bytes) return;
   throw CommError(NPU_ERROR_TASK_FAILED,
-                  "EI0005: hccl: send and receive differ: message number " + std::to_string(pending.number) +
-                      " from rank " + std::to_string(receive.peer) + " to rank " + std::to_string(peers_.rank()) +
-                      ": rank " + std::to_string(receive.peer) + " sends " + DescribeBytes(bytes, element) + ", rank " +
-                      std::to_string(peers_.rank()) + " receives " +
-                      DescribeBytes(receive.data.bytes, receive.element) +
-                      ". Messages of two ranks match in the order of their calls");
+                  DescribeMessageMismatch(pending.number, peers_.NumberOf(receive.peer), bytes, element,
+                                          peers_.NumberOf(peers_.rank()), receive.data.bytes, receive.element));
 }
 
 std::string Mailboxes::Describe(const Pending& pending) const {
   const Transfer& transfer = *pending.transfer;
   return std::string(Verb(transfer)) + " number " + std::to_string(pending.number) +
-         (transfer.is_send ? " to rank " : " from rank ") + std::to_string(transfer.peer) + " (" +
+         (transfer.is_send ? " to rank " : " from rank ") + std::to_string(peers_.NumberOf(transfer.peer)) + " (" +
          DescribeBytes(transfer.data.bytes, transfer.element) + ")";
 }
 

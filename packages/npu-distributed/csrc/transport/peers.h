@@ -21,6 +21,10 @@ class Peers {
   const std::vector<ProcessIdentity>& ranks() const { return ranks_; }
   std::chrono::milliseconds limit() const { return limit_; }
 
+  /// Number of `peer` in the group, which may have ranks on other machines as well.
+  int NumberOf(int peer) const { return ranks_[static_cast<size_t>(peer)].rank; }
+  /// Whether `peer` has said that it will not come again.
+  bool HasLeft(int peer) const;
   /// "rank 3 (process 4711)".
   std::string NameOf(int peer) const;
   /// Why `peer` will not come again: "rank 3 (process 4711) ended"; empty while it may.

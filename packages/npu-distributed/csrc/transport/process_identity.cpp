@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <random>
 #include <sstream>
 
 #include "transport/comm_error.h"
@@ -60,6 +61,18 @@ std::string LinkTarget(const char* path) {
   return length > 0 ? std::string(target, static_cast<size_t>(length)) : "unknown";
 }
 
+std::string HostIdOfEnvironment() {
+  const char* value = std::getenv("NPU_HCCL_HOST_ID");
+  if (value == nullptr || *value == '\0') return "-";
+  const std::string id = value;
+  constexpr size_t kLongest = 64;
+  if (id.size() > kLongest || id.find_first_of(" \t\r\n") != std::string::npos) {
+    throw CommError(NPU_ERROR_INVALID_ARGUMENT, "NPU_HCCL_HOST_ID should be a word of at most " +
+                                                    std::to_string(kLongest) + " characters, but got \"" + id + "\"");
+  }
+  return id;
+}
+
 }  // namespace
 
 ProcessIdentity ProcessIdentity::OfThisProcess() {
@@ -67,18 +80,21 @@ ProcessIdentity ProcessIdentity::OfThisProcess() {
   char host[256] = "unknown";
   gethostname(host, sizeof host - 1);
   identity.host = host[0] != '\0' ? host : "unknown";
+  identity.host_id = HostIdOfEnvironment();
   identity.boot = FirstWord("/proc/sys/kernel/random/boot_id");
   identity.pid_namespace = LinkTarget("/proc/self/ns/pid");
   identity.user = geteuid();
   identity.pid = getpid();
   identity.start_time = ReadState(identity.pid).start_time;
+  std::random_device entropy;
+  identity.nonce = (static_cast<uint64_t>(entropy()) << 32) | entropy();
   return identity;
 }
 
 std::string ProcessIdentity::Serialize() const {
   std::ostringstream out;
-  out << "hccl1 " << host << ' ' << boot << ' ' << pid_namespace << ' ' << user << ' ' << pid << ' ' << start_time
-      << ' ' << page_fd << ' ' << nonce;
+  out << "hccl2 " << host << ' ' << host_id << ' ' << boot << ' ' << pid_namespace << ' ' << user << ' ' << pid << ' ' << start_time
+      << ' ' << nonce;
   return out.str();
 }
 
@@ -86,9 +102,9 @@ ProcessIdentity ProcessIdentity::Parse(const std::string& text) {
   ProcessIdentity identity;
   std::istringstream in(text);
   std::string tag;
-  in >> tag >> identity.host >> identity.boot >> identity.pid_namespace >> identity.user >> identity.pid >>
-      identity.start_time >> identity.page_fd >> identity.nonce;
-  if (!in || tag != "hccl1") {
+  in >> tag >> identity.host >> identity.host_id >> identity.boot >> identity.pid_namespace >> identity.user >> identity.pid >>
+      identity.start_time >> identity.nonce;
+  if (!in || tag != "hccl2") {
     throw CommError(NPU_ERROR_INVALID_ARGUMENT,
                     "hccl rendezvous: expected the identity of a rank in the store, got \"" + text.substr(0, 80) +
                         "\"; do all ranks run the same version of npu-distributed?");
@@ -97,7 +113,7 @@ ProcessIdentity ProcessIdentity::Parse(const std::string& text) {
 }
 
 bool ProcessIdentity::SharesMemoryWith(const ProcessIdentity& other) const {
-  return boot == other.boot && pid_namespace == other.pid_namespace && user == other.user;
+  return host_id == other.host_id && boot == other.boot && pid_namespace == other.pid_namespace && user == other.user;
 }
 
 bool IsAlive(const ProcessIdentity& identity) {

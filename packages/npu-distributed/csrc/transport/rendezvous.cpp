@@ -1,6 +1,5 @@
 #include "transport/rendezvous.h"
 
-#include <random>
 #include <thread>
 
 #include "transport/comm_error.h"
@@ -11,14 +10,16 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 std::string RankKey(int rank) { return "rank/" + std::to_string(rank); }
+/// Descriptor of the control page that the lowest rank of a host has made.
+std::string PageKey(int rank) { return "page/" + std::to_string(rank); }
 
 std::chrono::milliseconds Remaining(Clock::time_point deadline) {
   const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
   return std::max(left, std::chrono::milliseconds(1));
 }
 
-/// What a rank leaves under its key once everybody has read it: a later group of the same name (init after destroy, on
-/// a store that lives as long as the job) must not meet the identity of this one.
+/// What a rank leaves under its keys once everybody has read them: a later group of the same name (init after destroy,
+/// on a store that lives as long as the job) must not meet the identity of this one.
 constexpr const char* kUsed = "used";
 constexpr std::chrono::milliseconds kUsedPoll{2};
 
@@ -40,47 +41,64 @@ std::string GetFresh(KeyValueStore& store, const std::string& key, Clock::time_p
                       (reason.empty() ? "" : " Store: " + reason));
 }
 
-void RequireOneMachine(const std::vector<ProcessIdentity>& ranks) {
-  for (size_t rank = 1; rank < ranks.size(); ++rank) {
-    if (ranks[0].SharesMemoryWith(ranks[rank])) continue;
-    throw CommError(
-        NPU_ERROR_NOT_SUPPORTED,
-        "hccl: rank 0 (host " + ranks[0].host + ", user " + std::to_string(ranks[0].user) + ") and rank " +
-            std::to_string(rank) + " (host " + ranks[rank].host + ", user " + std::to_string(ranks[rank].user) +
-            ") do not share one machine, pid namespace and user. This version of npu-distributed exchanges device "
-            "memory between processes of one machine only; across machines use backend \"gloo\" with CPU tensors.");
+std::vector<ProcessIdentity> MeetInStore(KeyValueStore& store, int rank, int size, std::chrono::milliseconds limit,
+                                         Clock::time_point deadline) {
+  std::vector<ProcessIdentity> group(static_cast<size_t>(size));
+  ProcessIdentity self = ProcessIdentity::OfThisProcess();
+  store.set(RankKey(rank), self.Serialize());
+  for (int peer = 0; peer < size; ++peer) {
+    ProcessIdentity& identity = group[static_cast<size_t>(peer)];
+    if (peer == rank) {
+      identity = self;
+    } else {
+      std::string text;
+      try {
+        text = GetFresh(store, RankKey(peer), deadline);
+      } catch (const std::exception& error) {
+        ThrowConnectTimeout("rank " + std::to_string(peer), limit, error.what());
+      }
+      identity = ProcessIdentity::Parse(text);
+    }
+    identity.rank = peer;
   }
+  return group;
+}
+
+std::unique_ptr<ControlPage> OpenPage(KeyValueStore& store, const ProcessIdentity& creator, int size, int regions,
+                                      std::chrono::milliseconds limit, Clock::time_point deadline) {
+  std::string text;
+  try {
+    text = GetFresh(store, PageKey(creator.rank), deadline);
+  } catch (const std::exception& error) {
+    ThrowConnectTimeout("the control page of rank " + std::to_string(creator.rank), limit, error.what());
+  }
+  return ControlPage::Open(creator, std::stoi(text), size, regions);
 }
 
 }  // namespace
 
+void Retire(KeyValueStore& store, const Meeting& meeting, int rank) {
+  store.set(RankKey(rank), kUsed);
+  if (meeting.local_rank == 0) store.set(PageKey(rank), kUsed);
+}
+
 Meeting Rendezvous(KeyValueStore& store, int rank, int size, std::chrono::milliseconds limit) {
   const Clock::time_point deadline = Clock::now() + limit;
   Meeting meeting;
-  ProcessIdentity self = ProcessIdentity::OfThisProcess();
-  if (rank == 0) {
-    std::random_device entropy;
-    self.nonce = (static_cast<uint64_t>(entropy()) << 32) | entropy();
-    meeting.page = ControlPage::Create(size, self.nonce);
-    self.page_fd = meeting.page->fd();
+  meeting.group = MeetInStore(store, rank, size, limit, deadline);
+  meeting.hosts = HostMap::Of(meeting.group);
+  meeting.local_rank = meeting.hosts.IndexOf(rank);
+  for (const int member : meeting.hosts.MembersOf(meeting.hosts.HostOf(rank))) {
+    meeting.ranks.push_back(meeting.group[static_cast<size_t>(member)]);
   }
-  store.set(RankKey(rank), self.Serialize());
-  meeting.ranks.resize(static_cast<size_t>(size));
-  for (int peer = 0; peer < size; ++peer) {
-    if (peer == rank) {
-      meeting.ranks[static_cast<size_t>(peer)] = self;
-      continue;
-    }
-    std::string text;
-    try {
-      text = GetFresh(store, RankKey(peer), deadline);
-    } catch (const std::exception& error) {
-      ThrowConnectTimeout("rank " + std::to_string(peer), limit, error.what());
-    }
-    meeting.ranks[static_cast<size_t>(peer)] = ProcessIdentity::Parse(text);
+  const auto local_size = static_cast<int>(meeting.ranks.size());
+  const int regions = size + 1;
+  if (meeting.local_rank == 0) {
+    meeting.page = ControlPage::Create(local_size, regions, meeting.ranks.front().nonce);
+    store.set(PageKey(rank), std::to_string(meeting.page->fd()));
+  } else {
+    meeting.page = OpenPage(store, meeting.ranks.front(), local_size, regions, limit, deadline);
   }
-  RequireOneMachine(meeting.ranks);
-  if (rank != 0) meeting.page = ControlPage::Open(meeting.ranks[0], size);
 
   ControlPage& page = *meeting.page;
   const auto join = [&](uint32_t expected) {
@@ -88,19 +106,19 @@ Meeting Rendezvous(KeyValueStore& store, int rank, int size, std::chrono::millis
     page.bell().Ring();
     const auto everyone = [&] { return page.joined().load(std::memory_order_acquire) >= expected; };
     WaitFor(page.bell(), everyone, [&] {
-      for (int peer = 0; peer < size; ++peer) {
-        if (peer == rank || IsAlive(meeting.ranks[static_cast<size_t>(peer)]) || everyone()) continue;
-        throw CommError(NPU_ERROR_SYSTEM, "EI0006: hccl rendezvous: rank " + std::to_string(peer) + " (process " +
-                                              std::to_string(meeting.ranks[static_cast<size_t>(peer)].pid) +
-                                              ") ended before the group was complete");
+      for (const ProcessIdentity& peer : meeting.ranks) {
+        if (peer.rank == rank || IsAlive(peer) || everyone()) continue;
+        throw CommError(NPU_ERROR_SYSTEM, "EI0006: hccl rendezvous: rank " + std::to_string(peer.rank) + " (process " +
+                                              std::to_string(peer.pid) + ") ended before the group was complete");
       }
       if (Clock::now() > deadline) ThrowConnectTimeout("some rank", limit, "");
     });
   };
-  join(static_cast<uint32_t>(size));  // everybody has read every key
-  store.set(RankKey(rank), kUsed);
-  join(static_cast<uint32_t>(2 * size));  // no key can be mistaken for one of the next group
+  join(static_cast<uint32_t>(local_size));  // everybody has read every key and mapped the page
   page.Seal();
+  if (meeting.hosts.count() > 1) return meeting;
+  Retire(store, meeting, rank);
+  join(static_cast<uint32_t>(2 * local_size));  // no key can be mistaken for one of the next group
   return meeting;
 }
 

@@ -39,7 +39,7 @@ std::string SharedMemoryTransport::DescribeMissing(const char* purpose, const st
   std::string details;
   for (int peer = 0; peer < size_; ++peer) {
     if ((page_->state(peer).*progress).load(std::memory_order_acquire) >= call_) continue;
-    missing += (missing.empty() ? "" : ", ") + std::to_string(peer);
+    missing += (missing.empty() ? "" : ", ") + std::to_string(peers_.NumberOf(peer));
     details += "; " + peers_.NameOf(peer) + ": " + peers_.LastCallOf(peer);
   }
   return "EI0002: hccl: " + std::string(purpose) + " in " + Describe(CallOf(rank_)) + " number " +

@@ -37,6 +37,7 @@ class SharedMemoryTransport final : public Transport {
   void Leave() noexcept override;
 
   const std::vector<ProcessIdentity>& ranks() const { return peers_.ranks(); }
+  const Peers& peers() const { return peers_; }
   Mailboxes& mailboxes() { return mailboxes_; }
 
  private:
