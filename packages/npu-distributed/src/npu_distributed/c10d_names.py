@@ -1,5 +1,25 @@
-"""``torch_npu._C._distributed_c10d``: the compiled class under the name clients know."""
+"""``torch_npu._C._distributed_c10d``: the compiled class under the name clients know, and torch's parts of DDP.
+
+Torch's own reducer serves npu modules: it knows devices by their guards and streams only.
+"""
+
+from torch.distributed import (
+    Reducer,
+    _broadcast_coalesced,
+    _compute_bucket_assignment_by_size,
+    _register_builtin_comm_hook,
+    _register_comm_hook,
+)
 
 from npu_distributed._C import ProcessGroupHCCL
+from npu_distributed.parallel_store import ParallelStore
 
-__all__ = ["ProcessGroupHCCL"]
+__all__ = [
+    "ParallelStore",
+    "ProcessGroupHCCL",
+    "Reducer",
+    "_broadcast_coalesced",
+    "_compute_bucket_assignment_by_size",
+    "_register_builtin_comm_hook",
+    "_register_comm_hook",
+]

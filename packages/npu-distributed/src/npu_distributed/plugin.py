@@ -31,9 +31,11 @@ def load() -> Mapping[str, Any]:
     check_torch(torch.__version__)
     if not torch.distributed.is_available():
         return {}
-    from npu_distributed import backend, c10d_names, distributed
+    from npu_distributed import backend, c10d_names, distributed, dtensor, parallel_store
 
     backend.register()
+    dtensor.register()
+    parallel_store.register()
     return {"distributed": distributed, "_C._distributed_c10d": c10d_names}
 
 
