@@ -31,11 +31,12 @@ def load() -> Mapping[str, Any]:
     check_torch(torch.__version__)
     if not torch.distributed.is_available():
         return {}
-    from npu_distributed import backend, c10d_names, distributed, dtensor, parallel_store
+    from npu_distributed import backend, c10d_names, distributed, dtensor, parallel_store, sync_batch_norm
 
     backend.register()
     dtensor.register()
     parallel_store.register()
+    sync_batch_norm.register()
     return {"distributed": distributed, "_C._distributed_c10d": c10d_names}
 
 
