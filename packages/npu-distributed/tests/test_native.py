@@ -26,7 +26,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["reduction_test", "collectives_test"])
+@pytest.mark.parametrize("program", ["reduction_test", "collectives_test", "transfers_test"])
 def test_program(build: Path, program: str) -> None:
     result = subprocess.run([build / program], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr

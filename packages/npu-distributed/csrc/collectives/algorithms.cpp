@@ -15,17 +15,6 @@ namespace {
 // in the middle.  Large enough that claiming is free, small enough that the last piece is not waited for long.
 constexpr size_t kPieceBytes = 512 * 1024;
 
-std::string Describe(const Call& call) {
-  std::string text = Name(call.kind);
-  if (call.kind == CallKind::kBarrier) return text;
-  text += '(' + std::to_string(call.count) + " x " + Name(call.element);
-  if (call.kind == CallKind::kAllReduce || call.kind == CallKind::kReduce || call.kind == CallKind::kReduceScatter) {
-    text += std::string(", op=") + Name(call.reduce);
-  }
-  if (call.root >= 0) text += ", root=" + std::to_string(call.root);
-  return text + ')';
-}
-
 [[noreturn]] void FailMismatch(Transport& transport, int peer, const std::string& detail) {
   const std::string text = "EI0005: hccl: ranks called different collectives: rank " +
                            std::to_string(transport.rank()) + " " + Describe(transport.CallOf(transport.rank())) +

@@ -11,14 +11,6 @@
 
 namespace npu::distributed {
 
-/// One message between this rank and `peer`.  Messages of one ordered pair of ranks match in the order of their calls.
-struct Transfer {
-  bool is_send = false;
-  int peer = 0;
-  ElementType element = ElementType::kUInt8;
-  Region data;
-};
-
 /// All regions are device memory of this process.  Calls come from one thread at a time, except Abort, which any thread
 /// may call, and Exchange, which may run beside one other call.  Functions that wait throw CommError when a peer died,
 /// the group failed, was aborted or timed out, and when ranks announce calls that do not fit together.

@@ -1,7 +1,6 @@
 #include "collectives/local_collectives.h"
 
 #include "collectives/algorithms.h"
-#include "transport/comm_error.h"
 
 namespace npu::distributed {
 
@@ -43,9 +42,6 @@ void LocalCollectives::Gather(ElementType type, int root, Region input, std::spa
 
 void LocalCollectives::Barrier() { distributed::Barrier(transport_); }
 
-void LocalCollectives::Exchange(std::span<const Transfer> transfers) {
-  if (transfers.empty()) return;
-  throw CommError(NPU_ERROR_NOT_SUPPORTED, "hccl: no point-to-point transfers yet");
-}
+void LocalCollectives::Exchange(std::span<const Transfer> transfers) { transport_.mailboxes().Exchange(transfers); }
 
 }  // namespace npu::distributed

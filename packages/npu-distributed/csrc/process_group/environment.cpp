@@ -60,6 +60,11 @@ Environment Environment::Read() {
     TORCH_CHECK(*value >= 0 && *value <= 3, "MULTI_STREAM_MEMORY_REUSE should be 0, 1, 2 or 3, but got ", *value);
     environment.memory_reuse = static_cast<MemoryReuse>(*value);
   }
+  environment.zero_copy = Integer("TORCH_HCCL_ZERO_COPY").value_or(0) == 1;
+  if (const auto value = Integer("P2P_HCCL_BUFFSIZE")) {
+    TORCH_CHECK(*value >= 0, "P2P_HCCL_BUFFSIZE should not be negative, but got ", *value);
+    environment.point_to_point_megabytes = static_cast<size_t>(*value);
+  }
   return environment;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 
 namespace npu::distributed {
 
@@ -25,6 +26,8 @@ struct Environment {
   ErrorHandling error_handling = ErrorHandling::kTearDown;
   bool blocking_wait = false;
   bool high_priority = false;
+  size_t point_to_point_megabytes = 20;  ///< P2P_HCCL_BUFFSIZE; 0: send and recv use the group's stream
+  bool zero_copy = false;                ///< TORCH_HCCL_ZERO_COPY
   MemoryReuse memory_reuse = MemoryReuse::kRecordStreamErase;
 
   /// Throws c10::Error when a variable holds a value that has no meaning.

@@ -51,7 +51,9 @@ ControlPage::ControlPage(int fd, int size)
       size_(size),
       region_capacity_(static_cast<size_t>(std::max(size, 2))),
       slot_bytes_(RoundUp(sizeof(AnnouncementHeader) + region_capacity_ * sizeof(RegionSlot), 64) + kInlineBytes),
-      bytes_(RoundUp(kHeaderBytes + static_cast<size_t>(size) * (sizeof(RankState) + 2 * slot_bytes_), 4096)) {}
+      mail_begin_(RoundUp(kHeaderBytes + static_cast<size_t>(size) * (sizeof(RankState) + 2 * slot_bytes_), 4096)),
+      // Pages of pairs that never exchange a message are never touched, so they cost address space only.
+      bytes_(RoundUp(mail_begin_ + static_cast<size_t>(size) * static_cast<size_t>(size) * sizeof(Mailbox), 4096)) {}
 
 void ControlPage::Map() {
   void* address = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0);
@@ -122,6 +124,16 @@ std::byte* ControlPage::payload(int rank, uint64_t call) {
   return reinterpret_cast<std::byte*>(&header(rank, call)) + slot_bytes_ - kInlineBytes;
 }
 
+Mailbox& ControlPage::mailbox(int from, int to) {
+  const auto index = static_cast<size_t>(from) * static_cast<size_t>(size_) + static_cast<size_t>(to);
+  return reinterpret_cast<Mailbox*>(base_ + mail_begin_)[index];
+}
+
+void ControlPage::RingAll() noexcept {
+  bell().Ring();
+  for (int rank = 0; rank < size_; ++rank) state(rank).mail.Ring();
+}
+
 void ControlPage::SetFailure(int rank, npu_status status, const char* text) noexcept {
   PageHeader& header = HeaderAt(base_);
   uint32_t healthy = 0;
@@ -131,7 +143,7 @@ void ControlPage::SetFailure(int rank, npu_status status, const char* text) noex
     std::strncpy(header.failure_text, text, kFailureTextBytes - 1);
     header.failure_state.store(2, std::memory_order_seq_cst);
   }
-  header.bell.Ring();
+  RingAll();
 }
 
 const char* ControlPage::failure(int* rank, npu_status* status) const {

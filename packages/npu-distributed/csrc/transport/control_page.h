@@ -39,6 +39,25 @@ struct alignas(128) RankState {
   std::atomic<uint32_t> left;     ///< 1 after Leave
   /// Pieces of this rank's share claimed so far, for call number modulo 4 (see ControlPage::ClearClaims).
   std::atomic<uint32_t> claimed[4];
+  /// Rung when a message for this rank is posted, or one of its own is taken.
+  alignas(128) Doorbell mail;
+};
+
+struct MessageSlot {
+  uint64_t number;
+  uint64_t bytes;
+  ElementType element;
+  uint32_t in_payload;  ///< 1: the bytes are in `payload`; 0: in the memory that `handle` names
+  npu_memory_handle handle;
+  std::byte payload[kInlineBytes];
+};
+
+/// Messages from one rank to another: a ring that only these two use.
+struct Mailbox {
+  static constexpr size_t kSlots = 8;
+  alignas(128) std::atomic<uint64_t> posted;  ///< messages put in, written by the sender
+  alignas(128) std::atomic<uint64_t> taken;   ///< messages taken out, written by the receiver
+  alignas(128) MessageSlot slots[kSlots];
 };
 
 class ControlPage {
@@ -62,6 +81,10 @@ class ControlPage {
   RegionSlot* regions(int rank, uint64_t call);
   std::byte* payload(int rank, uint64_t call);
   size_t region_capacity() const { return region_capacity_; }
+  Mailbox& mailbox(int from, int to);
+
+  /// Wakes everybody who waits for anything.
+  void RingAll() noexcept;
 
   /// Stores the first failure of the group; later ones are ignored.
   void SetFailure(int rank, npu_status status, const char* text) noexcept;
@@ -76,6 +99,7 @@ class ControlPage {
   int size_;
   size_t region_capacity_;
   size_t slot_bytes_;
+  size_t mail_begin_;
   size_t bytes_;
   std::byte* base_ = nullptr;
 };

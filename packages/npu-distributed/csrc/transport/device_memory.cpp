@@ -1,11 +1,13 @@
 #include "transport/device_memory.h"
 
+#include <string>
 #include <string_view>
+
+#include "transport/comm_error.h"
 
 namespace npu::distributed {
 
-// A training step reuses its buffers; a program that keeps sending new ones must not grow the table for ever.
-static constexpr size_t kMostImportsPerRank = 2048;
+static constexpr size_t kMostRecentImports = 1024;
 
 size_t ImportCache::Hash::operator()(const npu_memory_handle& handle) const noexcept {
   return std::hash<std::string_view>{}(
@@ -13,21 +15,36 @@ size_t ImportCache::Hash::operator()(const npu_memory_handle& handle) const noex
 }
 
 ImportCache::~ImportCache() {
-  for (Table& table : imports_) Drop(table);
+  for (Generations& generations : imports_) {
+    Drop(generations.recent);
+    Drop(generations.older);
+  }
 }
 
 void ImportCache::Drop(Table& table) noexcept {
-  for (const auto& [handle, address] : table) memory_.Close(address);
+  for (const auto& [handle, import] : table) memory_.Close(import.address);
   table.clear();
 }
 
 void* ImportCache::Address(int rank, const npu_memory_handle& handle, size_t bytes) {
-  Table& table = imports_[static_cast<size_t>(rank)];
-  if (const auto found = table.find(handle); found != table.end()) return found->second;
-  if (table.size() >= kMostImportsPerRank) Drop(table);
-  void* address = memory_.Import(handle, bytes);
-  table.emplace(handle, address);
-  return address;
+  auto& [recent, older] = imports_[static_cast<size_t>(rank)];
+  auto found = recent.find(handle);
+  if (found == recent.end()) {
+    if (recent.size() >= kMostRecentImports) {
+      Drop(older);
+      recent.swap(older);
+    }
+    if (auto node = older.extract(handle); !node.empty()) {
+      found = recent.insert(std::move(node)).position;
+    } else {
+      found = recent.emplace(handle, Import{memory_.Import(handle, bytes), bytes}).first;
+    }
+  }
+  if (found->second.bytes < bytes) {
+    throw CommError(NPU_ERROR_SYSTEM, "hccl: a peer offers " + std::to_string(bytes) + " bytes under a handle of " +
+                                          std::to_string(found->second.bytes));
+  }
+  return found->second.address;
 }
 
 }  // namespace npu::distributed

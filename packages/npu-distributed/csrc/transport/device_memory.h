@@ -21,7 +21,8 @@ class DeviceMemory {
   virtual void Close(void* address) noexcept = 0;
 };
 
-/// Imports of one group, kept open so that a buffer used again costs one hash lookup.
+/// Imports of one group, kept open so that a buffer used again costs one hash lookup.  Of every rank the 1024 handles
+/// used last stay open, and at most twice as many: a program that keeps sending new buffers does not grow the cache.
 ///
 /// Equal handles name equal memory for as long as the exporter lives: a handle is a place in an arena, not a lifetime.
 class ImportCache {
@@ -42,12 +43,22 @@ class ImportCache {
       return std::memcmp(a.bytes, b.bytes, sizeof a.bytes) == 0;
     }
   };
-  using Table = std::unordered_map<npu_memory_handle, void*, Hash, Equal>;
+  struct Import {
+    void* address;
+    size_t bytes;
+  };
+  using Table = std::unordered_map<npu_memory_handle, Import, Hash, Equal>;
+  /// When `recent` is full it becomes `older`, and what was not used since is closed.  Never all at once: closing the
+  /// last import of a process unmaps its memory, and mapping it again costs a page fault per page.
+  struct Generations {
+    Table recent;
+    Table older;
+  };
 
   void Drop(Table& table) noexcept;
 
   DeviceMemory& memory_;
-  std::vector<Table> imports_;
+  std::vector<Generations> imports_;
 };
 
 }  // namespace npu::distributed

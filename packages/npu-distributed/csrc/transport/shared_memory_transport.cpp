@@ -8,55 +8,16 @@ namespace npu::distributed {
 
 using Clock = std::chrono::steady_clock;
 
-const char* Name(CallKind kind) {
-  switch (kind) {
-    case CallKind::kAllReduce:
-      return "all_reduce";
-    case CallKind::kBroadcast:
-      return "broadcast";
-    case CallKind::kReduce:
-      return "reduce";
-    case CallKind::kAllGather:
-      return "all_gather";
-    case CallKind::kReduceScatter:
-      return "reduce_scatter";
-    case CallKind::kAllToAll:
-      return "all_to_all";
-    case CallKind::kScatter:
-      return "scatter";
-    case CallKind::kGather:
-      return "gather";
-    case CallKind::kBarrier:
-      return "barrier";
-  }
-  return "unknown";
-}
-
 SharedMemoryTransport::SharedMemoryTransport(Meeting meeting, int rank, DeviceMemory& memory,
                                              std::chrono::milliseconds limit)
     : rank_(rank),
       size_(static_cast<int>(meeting.ranks.size())),
-      limit_(limit),
-      ranks_(std::move(meeting.ranks)),
       page_(std::move(meeting.page)),
+      peers_(*page_, std::move(meeting.ranks), rank, limit),
       memory_(memory),
-      imports_(memory, size_) {
+      imports_(memory, size_),
+      mailboxes_(peers_, *page_, memory) {
   own_regions_.reserve(page_->region_capacity());
-}
-
-void SharedMemoryTransport::Fail(npu_status status, const std::string& text) {
-  page_->SetFailure(rank_, status, text.c_str());
-  ThrowIfFailed();
-  throw CommError(status, text);  // another rank is writing its failure this moment
-}
-
-void SharedMemoryTransport::ThrowIfFailed() const {
-  int rank = 0;
-  npu_status status = NPU_OK;
-  const char* text = page_->failure(&rank, &status);
-  if (text == nullptr) return;
-  throw CommError(status, rank == rank_ ? std::string(text)
-                                        : std::string(text) + " (reported by rank " + std::to_string(rank) + ")");
 }
 
 void SharedMemoryTransport::ThrowIfPeerGone(std::atomic<uint64_t> RankState::* progress) const {
@@ -64,15 +25,25 @@ void SharedMemoryTransport::ThrowIfPeerGone(std::atomic<uint64_t> RankState::* p
     if (peer == rank_) continue;
     RankState& state = page_->state(peer);
     // A peer that finished this call may leave or end while slower ranks still look at it, so progress is read last.
-    const bool left = state.left.load(std::memory_order_acquire) != 0;
-    const bool gone = left || !IsAlive(ranks_[static_cast<size_t>(peer)]);
-    if (!gone || (state.*progress).load(std::memory_order_acquire) >= call_) continue;
-    const std::string name =
-        "rank " + std::to_string(peer) + " (process " + std::to_string(ranks_[static_cast<size_t>(peer)].pid) + ")";
-    throw CommError(NPU_ERROR_SYSTEM,
-                    left ? "EI0002: hccl: " + name + " has destroyed the process group while this rank waits for it"
-                         : "EI0002: hccl: " + name + " ended while this rank waits for it in a collective");
+    const std::string reason = peers_.WhyGone(peer);
+    if (reason.empty() || (state.*progress).load(std::memory_order_acquire) >= call_) continue;
+    throw CommError(NPU_ERROR_SYSTEM, "EI0002: hccl: " + reason + " while this rank waits for it in " +
+                                          Describe(CallOf(rank_)) + " number " + std::to_string(call_));
   }
+}
+
+std::string SharedMemoryTransport::DescribeMissing(const char* purpose,
+                                                   std::atomic<uint64_t> RankState::* progress) const {
+  std::string missing;
+  std::string details;
+  for (int peer = 0; peer < size_; ++peer) {
+    if ((page_->state(peer).*progress).load(std::memory_order_acquire) >= call_) continue;
+    missing += (missing.empty() ? "" : ", ") + std::to_string(peer);
+    details += "; " + peers_.NameOf(peer) + ": " + peers_.LastCallOf(peer);
+  }
+  return "EI0002: hccl: " + std::string(purpose) + " in " + Describe(CallOf(rank_)) + " number " +
+         std::to_string(call_) + ": waited " + std::to_string(peers_.limit().count()) +
+         " ms (HCCL_EXEC_TIMEOUT) for rank(s) " + missing + details;
 }
 
 template <class Ready>
@@ -81,33 +52,24 @@ void SharedMemoryTransport::WaitForPeers(const char* purpose, std::atomic<uint64
   const Clock::time_point begin = Clock::now();
   try {
     WaitFor(page_->bell(), ready, [&] {
-      ThrowIfFailed();
+      peers_.ThrowIfFailed();
       const Clock::time_point now = Clock::now();
       // Rings of other calls wake this waiter too; reading /proc each time would be wasteful.
       if (now < next_liveness_check_) return;
       next_liveness_check_ = now + kCheckInterval / 2;
       ThrowIfPeerGone(progress);
-      if (limit_.count() > 0 && now - begin > limit_) {
-        std::string missing;
-        for (int peer = 0; peer < size_; ++peer) {
-          if ((page_->state(peer).*progress).load(std::memory_order_acquire) < call_) {
-            missing += (missing.empty() ? "" : ", ") + std::to_string(peer);
-          }
-        }
-        throw CommError(NPU_ERROR_TIMEOUT, "EI0002: hccl: " + std::string(purpose) + " in " +
-                                               Name(page_->header(rank_, call_).call.kind) + " number " +
-                                               std::to_string(call_) + ": waited " + std::to_string(limit_.count()) +
-                                               " ms (HCCL_EXEC_TIMEOUT) for rank(s) " + missing);
+      if (peers_.limit().count() > 0 && now - begin > peers_.limit()) {
+        throw CommError(NPU_ERROR_TIMEOUT, DescribeMissing(purpose, progress));
       }
     });
   } catch (const CommError& error) {
-    Fail(error.status(), error.what());
+    peers_.Fail(error.status(), error.what());
   }
 }
 
 void SharedMemoryTransport::Meet(const Call& call, std::span<const std::byte> payload,
                                  std::span<const Region> regions) {
-  ThrowIfFailed();
+  peers_.ThrowIfFailed();
   ++call_;
   AnnouncementHeader& header = page_->header(rank_, call_);
   header.call = call;
@@ -122,7 +84,7 @@ void SharedMemoryTransport::Meet(const Call& call, std::span<const std::byte> pa
       if (regions[i].bytes != 0) slots[i].handle = memory_.Export(regions[i].address, regions[i].bytes);
     }
   } catch (const CommError& error) {
-    Fail(error.status(), error.what());
+    peers_.Fail(error.status(), error.what());
   }
   RankState& state = page_->state(rank_);
   // Claims of call n+2 start from zero.  The last user of that counter was call n-2, which everybody has finished:
@@ -155,7 +117,7 @@ std::span<std::byte> SharedMemoryTransport::RegionOf(int rank, size_t index) {
   try {
     return {static_cast<std::byte*>(imports_.Address(rank, slot.handle, slot.bytes)), slot.bytes};
   } catch (const CommError& error) {
-    Fail(error.status(), error.what());
+    peers_.Fail(error.status(), error.what());
   }
 }
 
@@ -181,7 +143,7 @@ void SharedMemoryTransport::Abort(const char* reason) noexcept { page_->SetFailu
 
 void SharedMemoryTransport::Leave() noexcept {
   page_->state(rank_).left.store(1, std::memory_order_release);
-  page_->bell().Ring();
+  page_->RingAll();
 }
 
 }  // namespace npu::distributed

@@ -8,6 +8,8 @@
 
 #include "transport/control_page.h"
 #include "transport/device_memory.h"
+#include "transport/mailboxes.h"
+#include "transport/peers.h"
 #include "transport/rendezvous.h"
 #include "transport/transport.h"
 
@@ -32,22 +34,22 @@ class SharedMemoryTransport final : public Transport {
   void Abort(const char* reason) noexcept override;
   void Leave() noexcept override;
 
-  const std::vector<ProcessIdentity>& ranks() const { return ranks_; }
+  const std::vector<ProcessIdentity>& ranks() const { return peers_.ranks(); }
+  Mailboxes& mailboxes() { return mailboxes_; }
 
  private:
   template <class Ready>
   void WaitForPeers(const char* purpose, std::atomic<uint64_t> RankState::* progress, Ready ready);
-  void ThrowIfFailed() const;
+  std::string DescribeMissing(const char* purpose, std::atomic<uint64_t> RankState::* progress) const;
   void ThrowIfPeerGone(std::atomic<uint64_t> RankState::* progress) const;
-  [[noreturn]] void Fail(npu_status status, const std::string& text);
 
   const int rank_;
   const int size_;
-  const std::chrono::milliseconds limit_;
-  std::vector<ProcessIdentity> ranks_;
   std::unique_ptr<ControlPage> page_;
+  Peers peers_;
   DeviceMemory& memory_;
   ImportCache imports_;
+  Mailboxes mailboxes_;
   uint64_t call_ = 0;
   std::vector<Region> own_regions_;
   std::chrono::steady_clock::time_point next_liveness_check_{};

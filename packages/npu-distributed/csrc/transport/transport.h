@@ -8,38 +8,22 @@
 #include <cstdint>
 #include <span>
 
-#include "collectives/element_type.h"
+#include "transport/call.h"
 
 namespace npu::distributed {
-
-enum class CallKind : uint32_t {
-  kAllReduce,
-  kBroadcast,
-  kReduce,
-  kAllGather,
-  kReduceScatter,
-  kAllToAll,
-  kScatter,
-  kGather,
-  kBarrier,
-};
-
-const char* Name(CallKind kind);
-
-/// What a rank is about to do.  Every rank announces one, so that a mismatch is an error instead of wrong numbers.
-struct Call {
-  CallKind kind = CallKind::kBarrier;
-  ElementType element = ElementType::kUInt8;
-  ReduceKind reduce = ReduceKind::kSum;
-  int32_t root = -1;
-  uint64_t count = 0;   ///< elements this rank contributes
-  double factor = 1.0;  ///< ReduceKind::kPremulSum: scale of this rank's contribution
-};
 
 /// A stretch of this rank's device memory that peers may address during the call.
 struct Region {
   void* address = nullptr;
   size_t bytes = 0;
+};
+
+/// One message between this rank and `peer`.  Messages of one ordered pair of ranks match in the order of their calls.
+struct Transfer {
+  bool is_send = false;
+  int peer = 0;
+  ElementType element = ElementType::kUInt8;
+  Region data;
 };
 
 /// One group of ranks.  All calls come from one thread at a time except Abort, which any thread may call.

@@ -1,4 +1,4 @@
-"""``torch_npu._C._distributed_c10d``: the compiled class under the name clients know, and torch's parts of DDP.
+"""``torch_npu._C._distributed_c10d``: the compiled classes under the names clients know, and torch's parts of DDP.
 
 Torch's own reducer serves npu modules: it knows devices by their guards and streams only.
 """
@@ -11,12 +11,13 @@ from torch.distributed import (
     _register_comm_hook,
 )
 
-from npu_distributed._C import ProcessGroupHCCL
+from npu_distributed._C import ProcessGroupHCCL, ProcessGroupLCCL
 from npu_distributed.parallel_store import ParallelStore
 
 __all__ = [
     "ParallelStore",
     "ProcessGroupHCCL",
+    "ProcessGroupLCCL",
     "Reducer",
     "_broadcast_coalesced",
     "_compute_bucket_assignment_by_size",

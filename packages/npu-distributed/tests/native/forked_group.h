@@ -14,6 +14,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -69,14 +70,15 @@ class FileMemory final : public DeviceMemory {
         mmap(nullptr, bytes + skip, PROT_READ | PROT_WRITE, MAP_SHARED, fd, static_cast<off_t>(place.offset - skip));
     close(fd);
     if (address == MAP_FAILED) throw CommError(NPU_ERROR_SYSTEM, "import: mmap");
+    const std::lock_guard lock(mutex_);
     mapped_.emplace_back(address, bytes + skip);
     return static_cast<std::byte*>(address) + skip;
   }
   void Close(void*) noexcept override { ++closes; }
 
-  int exports = 0;
-  int imports = 0;
-  int closes = 0;
+  std::atomic<int> exports = 0;
+  std::atomic<int> imports = 0;
+  std::atomic<int> closes = 0;
 
  private:
   struct Place {
@@ -89,6 +91,7 @@ class FileMemory final : public DeviceMemory {
   int fd_;
   std::byte* base_ = nullptr;
   size_t used_ = 0;
+  std::mutex mutex_;
   std::vector<std::pair<void*, size_t>> mapped_;
 };
 
@@ -161,6 +164,7 @@ struct Rank {
 struct GroupOptions {
   std::chrono::milliseconds limit{20000};
   size_t arena_bytes = 64u << 20;
+  int killed = -1;  ///< the rank that `body` kills
 };
 
 /// Runs `body` as every rank of a new group, each in its own process; true when all of them returned normally.
@@ -191,10 +195,12 @@ inline bool RunRanks(const char* name, int size, const std::function<void(Rank&)
     _exit(status);
   }
   bool passed = true;
-  for (const pid_t child : children) {
+  for (int rank = 0; rank < size; ++rank) {
     int status = 0;
-    waitpid(child, &status, 0);
-    passed = passed && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    waitpid(children[static_cast<size_t>(rank)], &status, 0);
+    const bool as_planned = rank == options.killed ? WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL
+                                                   : WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    passed = passed && as_planned;
   }
   munmap(shared, sizeof(SharedStore));
   std::printf("%-44s %d ranks  %s\n", name, size, passed ? "ok" : "FAILED");

@@ -1,0 +1,59 @@
+#include "transport/call.h"
+
+namespace npu::distributed {
+namespace {
+
+std::string NameOrNumber(ElementType element) {
+  const auto number = static_cast<size_t>(element);
+  return number < kElementTypeCount ? Name(element) : "type " + std::to_string(number);
+}
+
+std::string NameOrNumber(ReduceKind kind) {
+  const auto number = static_cast<size_t>(kind);
+  return number < kReduceKindCount ? Name(kind) : "reduction " + std::to_string(number);
+}
+
+}  // namespace
+
+const char* Name(CallKind kind) {
+  switch (kind) {
+    case CallKind::kAllReduce:
+      return "all_reduce";
+    case CallKind::kBroadcast:
+      return "broadcast";
+    case CallKind::kReduce:
+      return "reduce";
+    case CallKind::kAllGather:
+      return "all_gather";
+    case CallKind::kReduceScatter:
+      return "reduce_scatter";
+    case CallKind::kAllToAll:
+      return "all_to_all";
+    case CallKind::kScatter:
+      return "scatter";
+    case CallKind::kGather:
+      return "gather";
+    case CallKind::kBarrier:
+      return "barrier";
+  }
+  return "unknown";
+}
+
+std::string Describe(const Call& call) {
+  std::string text = Name(call.kind);
+  if (call.kind == CallKind::kBarrier) return text;
+  text += '(' + std::to_string(call.count) + " x " + NameOrNumber(call.element);
+  if (call.kind == CallKind::kAllReduce || call.kind == CallKind::kReduce || call.kind == CallKind::kReduceScatter) {
+    text += ", op=" + NameOrNumber(call.reduce);
+  }
+  if (call.root >= 0) text += ", root=" + std::to_string(call.root);
+  return text + ')';
+}
+
+std::string DescribeBytes(uint64_t bytes, ElementType element) {
+  const bool known = static_cast<size_t>(element) < kElementTypeCount;
+  if (!known || bytes % SizeOf(element) != 0) return std::to_string(bytes) + " bytes of " + NameOrNumber(element);
+  return std::to_string(bytes / SizeOf(element)) + " x " + Name(element);
+}
+
+}  // namespace npu::distributed

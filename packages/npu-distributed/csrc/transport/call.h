@@ -1,0 +1,41 @@
+// What a rank announces before it does something together with others.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "collectives/element_type.h"
+
+namespace npu::distributed {
+
+enum class CallKind : uint32_t {
+  kAllReduce,
+  kBroadcast,
+  kReduce,
+  kAllGather,
+  kReduceScatter,
+  kAllToAll,
+  kScatter,
+  kGather,
+  kBarrier,
+};
+
+/// Every rank announces one, so that a mismatch is an error instead of wrong numbers.
+struct Call {
+  CallKind kind = CallKind::kBarrier;
+  ElementType element = ElementType::kUInt8;
+  ReduceKind reduce = ReduceKind::kSum;
+  int32_t root = -1;
+  uint64_t count = 0;   ///< elements this rank contributes
+  double factor = 1.0;  ///< ReduceKind::kPremulSum: scale of this rank's contribution
+};
+
+const char* Name(CallKind kind);
+
+/// "all_reduce(16 x float32, op=SUM)".  Takes any bits: a call may come from a process that went wild.
+std::string Describe(const Call& call);
+
+/// "16 x float32", or bytes when they are no whole elements.
+std::string DescribeBytes(uint64_t bytes, ElementType element);
+
+}  // namespace npu::distributed
