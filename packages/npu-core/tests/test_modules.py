@@ -76,3 +76,36 @@ def test_half_products_round_once():
     a, b = torch.randn(33, 65).half(), torch.randn(65, 17).half()
     expected = (a.double() @ b.double()).half()
     torch.testing.assert_close((a.npu() @ b.npu()).cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_moving_a_module_keeps_its_parameters():
+    """An optimizer made before the move still trains the module, and gradients move along."""
+    module = torch.nn.Linear(3, 2)
+    weight = module.weight
+    before = weight.detach().clone()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    module(torch.ones(4, 3)).sum().backward()
+    version = weight._version
+    module.npu()
+    assert module.weight is weight and weight.device.type == weight.grad.device.type == "npu"
+    assert weight._version == version
+    module(torch.ones(4, 3, device="npu")).sum().backward()
+    optimizer.step()
+    assert torch.equal(weight.detach().cpu(), before - 4)
+    module.cpu()
+    assert module.weight is weight and weight.device.type == weight.grad.device.type == "cpu"
+    optimizer.zero_grad()
+    module(torch.ones(4, 3)).sum().backward()
+    assert weight.grad.unique().tolist() == [4.0]
+
+
+def test_data_of_a_parameter_may_change_its_device_but_not_its_layout():
+    parameter = torch.nn.Parameter(torch.arange(3.0))
+    alias = parameter.data
+    parameter.data = parameter.data.npu()
+    assert parameter.device.type == "npu" and parameter.is_leaf and parameter.requires_grad
+    assert parameter.tolist() == [0.0, 1.0, 2.0] and alias.device.type == "cpu"
+    with pytest.raises(RuntimeError, match="incompatible tensor type"):
+        parameter.data = torch.eye(2, device="npu").to_sparse()
+    with pytest.raises(RuntimeError, match="incompatible tensor type"):
+        parameter.data = torch.empty(3, device="meta")

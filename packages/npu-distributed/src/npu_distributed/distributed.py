@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
+from torch.distributed import _verify_params_across_processes, distributed_c10d
+
+from npu_distributed.parallel_store import ParallelStore
 
 __all__ = [
+    "ParallelStore",
+    "_verify_params_across_processes",
     "all_gather_into_tensor_uneven",
     "is_available",
     "is_hccl_available",
@@ -240,3 +245,9 @@ def _is_support_hccl_comm_name() -> bool:
 def _make_hccl_premul_sum(factor: float | torch.Tensor) -> Any:
     """Return the reduction sum over ranks of ``factor * tensor``; each rank gives the factor of its own tensor."""
     return torch._C._distributed_c10d._make_nccl_premul_sum(factor)
+
+
+# ---- stores and launching -------------------------------------------------------------------------------------------
+
+# ``torch_npu.distributed.run`` is a module of its own, so that ``python -m`` finds it.
+__path__ = [str(Path(__file__).with_name("launchers"))]

@@ -33,9 +33,12 @@ def load() -> Mapping[str, Any]:
     check_torch(torch.__version__)
     if not torch.distributed.is_available():
         return {}
-    from npu_distributed import backend, c10d_names, distributed
+    from npu_distributed import backend, c10d_names, distributed, dtensor, parallel_store, sync_batch_norm
 
     backend.register()
+    dtensor.register()
+    parallel_store.register()
+    sync_batch_norm.register()
     for family in FAMILIES:
         importlib.import_module(f"npu_distributed.{family}")
     return {"distributed": distributed, "_C._distributed_c10d": c10d_names}  # torch_npu finds operators by itself
