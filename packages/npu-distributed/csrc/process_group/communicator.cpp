@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "collectives/deferred_collectives.h"
 #include "transport/comm_error.h"
 
 namespace npu::distributed {
@@ -27,13 +28,16 @@ npu_status Report(npu_error* error, npu_status status, const std::string& text) 
 
 }  // namespace
 
-Communicator::Communicator(const CommunicatorSettings& settings, KeyValueStore store)
-    : settings_(settings),
-      collectives_(Connect({.rank = settings.rank,
-                            .size = settings.size,
-                            .connect_limit = settings.connect_timeout,
-                            .execution_limit = settings.execution_timeout},
-                           std::move(store), memory_)) {
+Communicator::Communicator(const CommunicatorSettings& settings, KeyValueStore store) : settings_(settings) {
+  const ConnectSettings connection{.rank = settings.rank,
+                                   .size = settings.size,
+                                   .connect_limit = settings.connect_timeout,
+                                   .execution_limit = settings.execution_timeout};
+  if (settings.connect_at_first_call) {
+    collectives_ = std::make_unique<DeferredCollectives>(connection, std::move(store), memory_);
+  } else {
+    collectives_ = Connect(connection, std::move(store), memory_);
+  }
   // A group that was made without a name gets one that all its ranks know and no other group has.
   if (settings_.name.empty()) settings_.name = "group_name_" + std::to_string(collectives_->identity());
 }
@@ -71,9 +75,12 @@ void Communicator::DestroyTask(void* payload) {
   if (!operation->record->finished()) {
     // Dropped: the stream carried an error, so this collective never ran and peers wait for it in vain.
     const std::string before = self->failure();
-    const std::string text = before.empty() ? "hccl: the collective was dropped because an earlier task on the "
-                                              "communication stream failed"
-                                            : before;
+    std::string text = before;
+    if (before.empty() && Runtime().stream_query(self->stream()) == NPU_ERROR_STOPPED) {
+      text = "FORCE STOP. hccl: the collective was dropped because the device was stopped";
+    } else if (before.empty()) {
+      text = "hccl: the collective was dropped because an earlier task on the communication stream failed";
+    }
     self->Abort(text);
     operation->record->Fail(NPU_ERROR_TASK_FAILED, text);
   }

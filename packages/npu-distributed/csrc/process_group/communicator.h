@@ -22,13 +22,14 @@ struct CommunicatorSettings {
   npu_stream* stream = nullptr;
   std::chrono::milliseconds connect_timeout{};
   std::chrono::milliseconds execution_timeout{};
+  bool connect_at_first_call = false;  ///< the ranks meet in the first task; needs a name
 };
 
 class Communicator {
  public:
   using Body = std::function<void(Collectives&)>;
 
-  /// Collective over the group; blocks until everybody has come.  Throws CommError.
+  /// Collective over the group; blocks until everybody has come, unless the settings put that off.  Throws CommError.
   Communicator(const CommunicatorSettings& settings, KeyValueStore store);
   /// Ends what still runs (see Abort) and waits for it.
   ~Communicator();

@@ -1,7 +1,7 @@
 // The collectives of ProcessGroupHCCL: check the tensors, name their memory, queue the algorithm.
 #include <c10/util/Exception.h>
 
-#include <numeric>
+#include <algorithm>
 
 #include "process_group/process_group_hccl.h"
 #include "process_group/tensor_checks.h"
@@ -21,46 +21,15 @@ void CheckRoot(int64_t root, int size, const char* op) {
   TORCH_CHECK_VALUE(root >= 0 && root < size, op, ": the root should be a rank in [0, ", size, "), but got ", root);
 }
 
-[[noreturn]] void NotInThisVersion(const char* op, const char* advice) {
-  C10_THROW_ERROR(NotImplementedError,
-                  std::string("backend \"hccl\" of this version of npu-distributed has no ") + op + ": " + advice);
-}
-
-/// `parts` views of `tensor`, one below the other along dimension 0, as regions.
-std::vector<Region> EqualParts(const at::Tensor& tensor, int parts) {
-  std::vector<Region> regions(static_cast<size_t>(parts));
-  const size_t bytes = tensor.nbytes() / static_cast<size_t>(parts);
-  if (bytes == 0) return regions;
-  auto* base = static_cast<std::byte*>(tensor.data_ptr());
-  for (size_t i = 0; i < regions.size(); ++i) regions[i] = {base + i * bytes, bytes};
-  return regions;
-}
-
-/// Parts of `tensor` with the given numbers of rows.
-std::vector<Region> SplitParts(const at::Tensor& tensor, const std::vector<int64_t>& splits, int size,
-                               const char* what) {
-  if (splits.empty()) {
-    TORCH_CHECK(tensor.size(0) % size == 0, "Tensor's dim 0 does not divide equally across group size: ", what, " has ",
-                tensor.size(0), " rows for ", size, " ranks");
-    return EqualParts(tensor, size);
-  }
-  TORCH_CHECK(splits.size() == static_cast<size_t>(size), "Number of tensor splits not equal to group size: ", what,
-              " has ", splits.size(), " splits for ", size, " ranks");
-  TORCH_CHECK(std::accumulate(splits.begin(), splits.end(), int64_t{0}) == tensor.size(0),
-              "Split sizes doesn't match total dim 0 size of ", what);
-  std::vector<Region> regions;
-  const size_t row = tensor.size(0) == 0 ? 0 : tensor.nbytes() / static_cast<size_t>(tensor.size(0));
-  size_t offset = 0;
-  for (const int64_t rows : splits) {
-    const size_t bytes = static_cast<size_t>(rows) * row;
-    if (bytes == 0) {
-      regions.push_back({});
-    } else {
-      regions.push_back({static_cast<std::byte*>(tensor.data_ptr()) + offset, bytes});
-    }
-    offset += bytes;
-  }
-  return regions;
+void CheckReduceScatterTensors(const at::Tensor& output, const at::Tensor& input, int size) {
+  CheckTensor(output);
+  CheckTensor(input);
+  TORCH_CHECK_TYPE(input.scalar_type() == output.scalar_type(),
+                   "input tensor must be the same type as the output tensor., but got ", input.scalar_type(), " and ",
+                   output.scalar_type());
+  TORCH_CHECK_VALUE(output.numel() * size == input.numel(),
+                    "input tensor must be the same size as output size times world size, but got ", input.numel(),
+                    " and ", output.numel(), " * ", size);
 }
 
 }  // namespace
@@ -69,13 +38,13 @@ WorkPtr ProcessGroupHCCL::allreduce(std::vector<at::Tensor>& tensors, const c10d
   const at::Tensor& tensor = Single(tensors, "allreduce");
   CheckTensor(tensor);
   const Reduction reduction = ReductionOf(options.reduceOp, tensor);
-  Launch launch{OpType::ALLREDUCE, "hccl::all_reduce", {}, {tensor}, {}};
-  if (reduction.factor.defined()) launch.inputs.push_back(reduction.factor);
-  launch.body = [type = ElementTypeOf(tensor), reduction, data = RegionOf(tensor)](Collectives& group) {
+  Call call{OpType::ALLREDUCE, "hccl::all_reduce", {}, {tensor}, {}};
+  if (reduction.factor.defined()) call.inputs.push_back(reduction.factor);
+  call.body = [type = ElementTypeOf(tensor), reduction, data = RegionOf(tensor)](Collectives& group) {
     group.AllReduce(type, reduction.kind, reduction.Factor(), data);
   };
-  launch.timeout = options.timeout;
-  return Run(std::move(launch));
+  call.timeout = options.timeout;
+  return Run(std::move(call));
 }
 
 WorkPtr ProcessGroupHCCL::allreduce_coalesced(std::vector<at::Tensor>& tensors,
@@ -83,24 +52,24 @@ WorkPtr ProcessGroupHCCL::allreduce_coalesced(std::vector<at::Tensor>& tensors,
   TORCH_CHECK(!tensors.empty(), "Tensor list must be nonempty");
   CheckTensorList(tensors, tensors.front());
   const Reduction reduction = ReductionOf(options.reduceOp, tensors.front());
-  Launch launch{OpType::ALLREDUCE_COALESCED, "hccl::all_reduce_coalesced", {}, tensors, {}};
-  if (reduction.factor.defined()) launch.inputs.push_back(reduction.factor);
-  launch.body = [type = ElementTypeOf(tensors.front()), reduction, regions = RegionsOf(tensors)](Collectives& group) {
+  Call call{OpType::ALLREDUCE_COALESCED, "hccl::all_reduce_coalesced", {}, tensors, {}};
+  if (reduction.factor.defined()) call.inputs.push_back(reduction.factor);
+  call.body = [type = ElementTypeOf(tensors.front()), reduction, regions = RegionsOf(tensors)](Collectives& group) {
     for (const Region& region : regions) group.AllReduce(type, reduction.kind, reduction.Factor(), region);
   };
-  launch.timeout = options.timeout;
-  return Run(std::move(launch));
+  call.timeout = options.timeout;
+  return Run(std::move(call));
 }
 
 WorkPtr ProcessGroupHCCL::broadcast(std::vector<at::Tensor>& tensors, const c10d::BroadcastOptions& options) {
   const at::Tensor& tensor = Single(tensors, "broadcast");
   CheckTensor(tensor);
   CheckRoot(options.rootRank, size_, "broadcast");
-  Launch launch{OpType::BROADCAST, "hccl::broadcast", {}, {tensor}, {}};
-  launch.body = [type = ElementTypeOf(tensor), root = static_cast<int>(options.rootRank),
-                 data = RegionOf(tensor)](Collectives& group) { group.Broadcast(type, root, data); };
-  launch.timeout = options.timeout;
-  return Run(std::move(launch));
+  Call call{OpType::BROADCAST, "hccl::broadcast", {}, {tensor}, {}};
+  call.body = [type = ElementTypeOf(tensor), root = static_cast<int>(options.rootRank),
+               data = RegionOf(tensor)](Collectives& group) { group.Broadcast(type, root, data); };
+  call.timeout = options.timeout;
+  return Run(std::move(call));
 }
 
 WorkPtr ProcessGroupHCCL::reduce(std::vector<at::Tensor>& tensors, const c10d::ReduceOptions& options) {
@@ -108,14 +77,14 @@ WorkPtr ProcessGroupHCCL::reduce(std::vector<at::Tensor>& tensors, const c10d::R
   CheckTensor(tensor);
   CheckRoot(options.rootRank, size_, "reduce");
   const Reduction reduction = ReductionOf(options.reduceOp, tensor);
-  Launch launch{OpType::REDUCE, "hccl::reduce", {}, {tensor}, {}};
-  if (reduction.factor.defined()) launch.inputs.push_back(reduction.factor);
-  launch.body = [type = ElementTypeOf(tensor), reduction, root = static_cast<int>(options.rootRank),
-                 data = RegionOf(tensor)](Collectives& group) {
+  Call call{OpType::REDUCE, "hccl::reduce", {}, {tensor}, {}};
+  if (reduction.factor.defined()) call.inputs.push_back(reduction.factor);
+  call.body = [type = ElementTypeOf(tensor), reduction, root = static_cast<int>(options.rootRank),
+               data = RegionOf(tensor)](Collectives& group) {
     group.Reduce(type, reduction.kind, reduction.Factor(), root, data);
   };
-  launch.timeout = options.timeout;
-  return Run(std::move(launch));
+  call.timeout = options.timeout;
+  return Run(std::move(call));
 }
 
 WorkPtr ProcessGroupHCCL::allgather(std::vector<std::vector<at::Tensor>>& outputs, std::vector<at::Tensor>& inputs,
@@ -126,11 +95,11 @@ WorkPtr ProcessGroupHCCL::allgather(std::vector<std::vector<at::Tensor>>& output
   CheckTensorList(outputs.front(), input);
   TORCH_CHECK(outputs.front().size() == static_cast<size_t>(size_), "allgather: expected ", size_,
               " output tensors, one per rank, but got ", outputs.front().size());
-  Launch launch{OpType::ALLGATHER, "hccl::all_gather", {input}, outputs.front(), {}};
-  launch.body = [type = ElementTypeOf(input), from = RegionOf(input),
-                 to = RegionsOf(outputs.front())](Collectives& group) { group.AllGather(type, from, to); };
-  launch.timeout = options.timeout;
-  return Run(std::move(launch));
+  Call call{OpType::ALLGATHER, "hccl::all_gather", {input}, outputs.front(), {}};
+  call.body = [type = ElementTypeOf(input), from = RegionOf(input),
+               to = RegionsOf(outputs.front())](Collectives& group) { group.AllGather(type, from, to); };
+  call.timeout = options.timeout;
+  return Run(std::move(call));
 }
 
 WorkPtr ProcessGroupHCCL::_allgather_base(at::Tensor& output, at::Tensor& input,
@@ -163,27 +132,24 @@ WorkPtr ProcessGroupHCCL::allgather_into_tensor_coalesced(std::vector<at::Tensor
                       outputs[i].numel(), " and ", size_, " * ", inputs[i].numel());
     pairs.push_back({ElementTypeOf(inputs[i]), RegionOf(inputs[i]), EqualParts(outputs[i], size_)});
   }
-  Launch launch{OpType::_ALLGATHER_BASE, "hccl::all_gather_into_tensor", inputs, outputs, {}};
-  launch.body = [pairs = std::move(pairs)](Collectives& group) {
+  Call call{OpType::_ALLGATHER_BASE, "hccl::all_gather_into_tensor", inputs, outputs, {}};
+  call.body = [pairs = std::move(pairs)](Collectives& group) {
     for (const Pair& pair : pairs) group.AllGather(pair.type, pair.from, pair.to);
   };
-  launch.timeout = options.timeout;
-  return Run(std::move(launch));
+  call.timeout = options.timeout;
+  return Run(std::move(call));
 }
 
 WorkPtr ProcessGroupHCCL::ReduceScatterInto(OpType op, at::Tensor& output, std::vector<at::Tensor> inputs,
-                                            const c10d::ReduceOp& reduce, std::chrono::milliseconds timeout) {
-  TORCH_CHECK(output.scalar_type() != at::kByte && output.scalar_type() != at::kBool,
-              "Unsupported data type for reduce_scatter with HCCL: ", output.scalar_type());
-  const Reduction reduction = ReductionOf(reduce, output);
-  const std::vector<Region> from = inputs.size() == 1 ? EqualParts(inputs.front(), size_) : RegionsOf(inputs);
-  Launch launch{op, "hccl::reduce_scatter", std::move(inputs), {output}, {}};
-  if (reduction.factor.defined()) launch.inputs.push_back(reduction.factor);
-  launch.body = [type = ElementTypeOf(output), reduction, from, to = RegionOf(output)](Collectives& group) {
-    group.ReduceScatter(type, reduction.kind, reduction.Factor(), from, to);
-  };
-  launch.timeout = timeout;
-  return Run(std::move(launch));
+                                            std::vector<Region> parts, const c10d::ReduceOp& reduce,
+                                            std::chrono::milliseconds timeout) {
+  const Reduction reduction = ScatteredReductionOf(reduce, output);
+  Call call{op, "hccl::reduce_scatter", std::move(inputs), {output}, {}};
+  if (reduction.factor.defined()) call.inputs.push_back(reduction.factor);
+  call.body = [type = ElementTypeOf(output), reduction, from = std::move(parts), to = RegionOf(output)](
+                  Collectives& group) { group.ReduceScatter(type, reduction.kind, reduction.Factor(), from, to); };
+  call.timeout = timeout;
+  return Run(std::move(call));
 }
 
 WorkPtr ProcessGroupHCCL::reduce_scatter(std::vector<at::Tensor>& outputs, std::vector<std::vector<at::Tensor>>& inputs,
@@ -191,34 +157,47 @@ WorkPtr ProcessGroupHCCL::reduce_scatter(std::vector<at::Tensor>& outputs, std::
   at::Tensor output = Single(outputs, "reduce_scatter");
   TORCH_CHECK(inputs.size() == 1, "reduce_scatter: expected one list of inputs, but got ", inputs.size());
   CheckTensor(output);
-  std::vector<at::Tensor>& list = inputs.front();
+  const std::vector<at::Tensor>& list = inputs.front();
+  TORCH_CHECK(!list.empty(), "Tensor list must be nonempty");
+  for (const at::Tensor& input : list) {
+    TORCH_CHECK(input.device() == output.device(),
+                "Corresponding input/output tensors to reduce_scatter must all reside on the same device, but got ",
+                input.device(), " and ", output.device());
+  }
   CheckTensorList(list, output);
-  const bool one_per_rank = list.size() == static_cast<size_t>(size_) && size_ > 1;
+  const bool one_per_rank = list.size() == static_cast<size_t>(size_);
   if (one_per_rank && list[static_cast<size_t>(rank_)].numel() == output.numel()) {
-    return ReduceScatterInto(OpType::REDUCE_SCATTER, output, list, options.reduceOp, options.timeout);
+    return ReduceScatterInto(OpType::REDUCE_SCATTER, output, list, RegionsOf(list), options.reduceOp, options.timeout);
+  }
+  if (list.size() == 1 && list.front().numel() == output.numel() * size_) {
+    return ReduceScatterInto(OpType::REDUCE_SCATTER, output, list, EqualParts(list.front(), size_), options.reduceOp,
+                             options.timeout);
   }
   // Any other list counts as one long vector of which rank r takes the r-th stretch; what is missing reads as zero.
-  std::vector<at::Tensor> flat;
-  flat.reserve(list.size());
-  for (const at::Tensor& tensor : list) flat.push_back(tensor.reshape({-1}));
-  const at::Tensor joined = at::cat(flat);
-  at::Tensor padded = at::zeros({output.numel() * size_}, output.options());
-  const int64_t used = std::min(joined.numel(), padded.numel());
-  padded.narrow(0, 0, used).copy_(joined.narrow(0, 0, used));
-  return ReduceScatterInto(OpType::REDUCE_SCATTER, output, {padded}, options.reduceOp, options.timeout);
+  const Reduction reduction = ScatteredReductionOf(options.reduceOp, output);
+  Call call{OpType::REDUCE_SCATTER, "hccl::reduce_scatter", list, {output}, {}};
+  if (reduction.factor.defined()) call.inputs.push_back(reduction.factor);
+  call.timeout = options.timeout;
+  call.before = [list, output, reduction, size = size_](Call& self) {
+    const at::Tensor padded = at::zeros({output.numel() * size}, output.options());
+    int64_t filled = 0;
+    for (const at::Tensor& tensor : list) {
+      const int64_t count = std::min(tensor.numel(), padded.numel() - filled);
+      if (count == 0) continue;
+      padded.narrow(0, filled, count).copy_(tensor.reshape({-1}).narrow(0, 0, count));
+      filled += count;
+    }
+    self.body = [type = ElementTypeOf(output), reduction, from = EqualParts(padded, size), to = RegionOf(output)](
+                    Collectives& group) { group.ReduceScatter(type, reduction.kind, reduction.Factor(), from, to); };
+  };
+  return Run(std::move(call));
 }
 
 WorkPtr ProcessGroupHCCL::_reduce_scatter_base(at::Tensor& output, at::Tensor& input,
                                                const c10d::ReduceScatterOptions& options) {
-  CheckTensor(output);
-  CheckTensor(input);
-  TORCH_CHECK_TYPE(input.scalar_type() == output.scalar_type(),
-                   "input tensor must be the same type as the output tensor., but got ", input.scalar_type(), " and ",
-                   output.scalar_type());
-  TORCH_CHECK_VALUE(output.numel() * size_ == input.numel(),
-                    "input tensor must be the same size as output size times world size, but got ", input.numel(),
-                    " and ", output.numel(), " * ", size_);
-  return ReduceScatterInto(OpType::_REDUCE_SCATTER_BASE, output, {input}, options.reduceOp, options.timeout);
+  CheckReduceScatterTensors(output, input, size_);
+  return ReduceScatterInto(OpType::_REDUCE_SCATTER_BASE, output, {input}, EqualParts(input, size_), options.reduceOp,
+                           options.timeout);
 }
 
 WorkPtr ProcessGroupHCCL::reduce_scatter_tensor_coalesced(std::vector<at::Tensor>& outputs,
@@ -227,9 +206,28 @@ WorkPtr ProcessGroupHCCL::reduce_scatter_tensor_coalesced(std::vector<at::Tensor
   TORCH_CHECK(!inputs.empty() && inputs.size() == outputs.size(),
               "reduce_scatter_tensor: expected as many outputs as inputs, at least one, but got ", outputs.size(),
               " and ", inputs.size());
-  startCoalescing();
-  for (size_t i = 0; i < inputs.size(); ++i) _reduce_scatter_base(outputs[i], inputs[i], options);
-  return endCoalescing();
+  struct Pair {
+    ElementType type;
+    Reduction reduction;
+    std::vector<Region> from;
+    Region to;
+  };
+  std::vector<Pair> pairs;
+  Call call{OpType::REDUCE_SCATTER_TENSOR_COALESCED, "hccl::reduce_scatter_tensor_coalesced", inputs, outputs, {}};
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    CheckReduceScatterTensors(outputs[i], inputs[i], size_);
+    Reduction reduction = ScatteredReductionOf(options.reduceOp, outputs[i]);
+    if (reduction.factor.defined()) call.inputs.push_back(reduction.factor);
+    pairs.push_back(
+        {ElementTypeOf(outputs[i]), std::move(reduction), EqualParts(inputs[i], size_), RegionOf(outputs[i])});
+  }
+  call.body = [pairs = std::move(pairs)](Collectives& group) {
+    for (const Pair& pair : pairs) {
+      group.ReduceScatter(pair.type, pair.reduction.kind, pair.reduction.Factor(), pair.from, pair.to);
+    }
+  };
+  call.timeout = options.timeout;
+  return Run(std::move(call));
 }
 
 WorkPtr ProcessGroupHCCL::alltoall_base(at::Tensor& output, at::Tensor& input, std::vector<int64_t>& output_splits,
@@ -240,13 +238,13 @@ WorkPtr ProcessGroupHCCL::alltoall_base(at::Tensor& output, at::Tensor& input, s
   TORCH_CHECK(input.scalar_type() == output.scalar_type() &&
                   (!output_splits.empty() || !input_splits.empty() || input.numel() == output.numel()),
               "Tensors are not equal in size or data type");
-  Launch launch{OpType::ALLTOALL_BASE, "hccl::all_to_all_single", {input}, {output}, {}};
-  launch.body = [type = ElementTypeOf(input), from = SplitParts(input, input_splits, size_, "the input"),
-                 to = SplitParts(output, output_splits, size_, "the output")](Collectives& group) {
+  Call call{OpType::ALLTOALL_BASE, "hccl::all_to_all_single", {input}, {output}, {}};
+  call.body = [type = ElementTypeOf(input), from = SplitParts(input, input_splits, size_, "the input"),
+               to = SplitParts(output, output_splits, size_, "the output")](Collectives& group) {
     group.AllToAll(type, from, to);
   };
-  launch.timeout = options.timeout;
-  return Run(std::move(launch));
+  call.timeout = options.timeout;
+  return Run(std::move(call));
 }
 
 WorkPtr ProcessGroupHCCL::alltoall(std::vector<at::Tensor>& outputs, std::vector<at::Tensor>& inputs,
@@ -258,11 +256,11 @@ WorkPtr ProcessGroupHCCL::alltoall(std::vector<at::Tensor>& outputs, std::vector
               " and ", size_);
   CheckTensorList(inputs, inputs.front());
   CheckTensorList(outputs, inputs.front());
-  Launch launch{OpType::ALLTOALL, "hccl::all_to_all", inputs, outputs, {}};
-  launch.body = [type = ElementTypeOf(inputs.front()), from = RegionsOf(inputs),
-                 to = RegionsOf(outputs)](Collectives& group) { group.AllToAll(type, from, to); };
-  launch.timeout = options.timeout;
-  return Run(std::move(launch));
+  Call call{OpType::ALLTOALL, "hccl::all_to_all", inputs, outputs, {}};
+  call.body = [type = ElementTypeOf(inputs.front()), from = RegionsOf(inputs),
+               to = RegionsOf(outputs)](Collectives& group) { group.AllToAll(type, from, to); };
+  call.timeout = options.timeout;
+  return Run(std::move(call));
 }
 
 WorkPtr ProcessGroupHCCL::scatter(std::vector<at::Tensor>& outputs, std::vector<std::vector<at::Tensor>>& inputs,
@@ -277,11 +275,11 @@ WorkPtr ProcessGroupHCCL::scatter(std::vector<at::Tensor>& outputs, std::vector<
     CheckTensorList(inputs.front(), output);
     sent = inputs.front();
   }
-  Launch launch{OpType::SCATTER, "hccl::scatter", sent, {output}, {}};
-  launch.body = [type = ElementTypeOf(output), root = static_cast<int>(options.rootRank), from = RegionsOf(sent),
-                 to = RegionOf(output)](Collectives& group) { group.Scatter(type, root, from, to); };
-  launch.timeout = options.timeout;
-  return Run(std::move(launch));
+  Call call{OpType::SCATTER, "hccl::scatter", sent, {output}, {}};
+  call.body = [type = ElementTypeOf(output), root = static_cast<int>(options.rootRank), from = RegionsOf(sent),
+               to = RegionOf(output)](Collectives& group) { group.Scatter(type, root, from, to); };
+  call.timeout = options.timeout;
+  return Run(std::move(call));
 }
 
 WorkPtr ProcessGroupHCCL::gather(std::vector<std::vector<at::Tensor>>& outputs, std::vector<at::Tensor>& inputs,
@@ -296,11 +294,11 @@ WorkPtr ProcessGroupHCCL::gather(std::vector<std::vector<at::Tensor>>& outputs, 
     CheckTensorList(outputs.front(), input);
     received = outputs.front();
   }
-  Launch launch{OpType::GATHER, "hccl::gather", {input}, received, {}};
-  launch.body = [type = ElementTypeOf(input), root = static_cast<int>(options.rootRank), from = RegionOf(input),
-                 to = RegionsOf(received)](Collectives& group) { group.Gather(type, root, from, to); };
-  launch.timeout = options.timeout;
-  return Run(std::move(launch));
+  Call call{OpType::GATHER, "hccl::gather", {input}, received, {}};
+  call.body = [type = ElementTypeOf(input), root = static_cast<int>(options.rootRank), from = RegionOf(input),
+               to = RegionsOf(received)](Collectives& group) { group.Gather(type, root, from, to); };
+  call.timeout = options.timeout;
+  return Run(std::move(call));
 }
 
 WorkPtr ProcessGroupHCCL::barrier(const c10d::BarrierOptions& options) {
@@ -314,42 +312,51 @@ WorkPtr ProcessGroupHCCL::barrier(const c10d::BarrierOptions& options) {
   } else if (options.device && options.device->type() == c10::DeviceType::PrivateUse1 && options.device->has_index()) {
     device = options.device->index();
   } else if (device < 0) {
-    int32_t current = 0;
-    CheckRuntime(Runtime().current_device(&current), "reading the current device");
-    device = current;
+    device = CurrentDevice();
   }
   const at::Device place(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device));
-  Launch launch{OpType::BARRIER, "hccl::barrier", {}, {at::empty({0}, at::TensorOptions().device(place))}, {}};
-  launch.body = [](Collectives& group) { group.Barrier(); };
-  launch.blocks_host = true;
-  launch.timeout = options.timeout;
-  return Run(std::move(launch));
+  Call call{OpType::BARRIER, "hccl::barrier", {}, {at::empty({0}, at::TensorOptions().device(place))}, {}};
+  call.body = [](Collectives& group) { group.Barrier(); };
+  call.blocks_host = true;
+  call.timeout = options.timeout;
+  return Run(std::move(call));
 }
 
-// ---- not in this version
-// ----------------------------------------------------------------------------------------------
-
-WorkPtr ProcessGroupHCCL::send(std::vector<at::Tensor>& /*tensors*/, int /*peer*/, int /*tag*/) {
-  NotInThisVersion("send", "use broadcast in a group of two ranks, or send a CPU tensor over a \"gloo\" group");
-}
-
-WorkPtr ProcessGroupHCCL::recv(std::vector<at::Tensor>& /*tensors*/, int /*peer*/, int /*tag*/) {
-  NotInThisVersion("recv", "use broadcast in a group of two ranks, or receive a CPU tensor over a \"gloo\" group");
-}
-
-WorkPtr ProcessGroupHCCL::recvAnysource(std::vector<at::Tensor>& /*tensors*/, int /*tag*/) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, "ProcessGroupHCCL does not support recv from any source: pass src=<rank>");
+WorkPtr ProcessGroupHCCL::allgather_coalesced(std::vector<std::vector<at::Tensor>>& outputs,
+                                              std::vector<at::Tensor>& inputs, const c10d::AllgatherOptions& options) {
+  TORCH_CHECK(!inputs.empty(), "Tensor list must be nonempty");
+  TORCH_CHECK(outputs.size() == static_cast<size_t>(size_), "all_gather_coalesced: expected ", size_,
+              " lists of outputs, one per rank, but got ", outputs.size());
+  Call call{OpType::ALLGATHER_COALESCED, "hccl::all_gather_coalesced", inputs, {}, {}};
+  for (const std::vector<at::Tensor>& list : outputs) {
+    TORCH_CHECK(list.size() == inputs.size(), "all_gather_coalesced: expected ", inputs.size(),
+                " outputs per rank, one per input, but got ", list.size());
+    call.outputs.insert(call.outputs.end(), list.begin(), list.end());
+  }
+  struct Part {
+    ElementType type;
+    Region from;
+    std::vector<Region> to;
+  };
+  std::vector<Part> parts;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    CheckTensor(inputs[i]);
+    std::vector<at::Tensor> gathered;
+    for (const std::vector<at::Tensor>& list : outputs) gathered.push_back(list[i]);
+    CheckTensorList(gathered, inputs[i]);
+    parts.push_back({ElementTypeOf(inputs[i]), RegionOf(inputs[i]), RegionsOf(gathered)});
+  }
+  call.body = [parts = std::move(parts)](Collectives& group) {
+    for (const Part& part : parts) group.AllGather(part.type, part.from, part.to);
+  };
+  call.timeout = options.timeout;
+  return Run(std::move(call));
 }
 
 WorkPtr ProcessGroupHCCL::allreduce_sparse(std::vector<at::Tensor>& /*tensors*/,
                                            const c10d::AllreduceOptions& /*options*/) {
-  NotInThisVersion("allreduce of sparse tensors", "Tensors must be NPU and dense; call .to_dense() first");
-}
-
-WorkPtr ProcessGroupHCCL::allgather_coalesced(std::vector<std::vector<at::Tensor>>& /*outputs*/,
-                                              std::vector<at::Tensor>& /*inputs*/,
-                                              const c10d::AllgatherOptions& /*options*/) {
-  NotInThisVersion("all_gather_coalesced", "call all_gather for each tensor");
+  TORCH_CHECK_NOT_IMPLEMENTED(false,
+                              "allreduce of sparse tensors: Tensors must be NPU and dense; call .to_dense() first");
 }
 
 }  // namespace npu::distributed

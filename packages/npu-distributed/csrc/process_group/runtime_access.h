@@ -1,6 +1,8 @@
 // The runtime of npu-core as this wheel uses it: found at run time, failures as exceptions.
 #pragma once
 
+#include <c10/core/Stream.h>
+
 #include <memory>
 
 #include "npu/runtime.h"
@@ -13,6 +15,11 @@ const npu_runtime_api& Runtime();
 
 /// Throws c10::Error with the runtime's text unless `status` is NPU_OK.
 void CheckRuntime(npu_status status, const char* what);
+
+int CurrentDevice();
+
+/// The stream as torch names it.
+c10::Stream AsTorchStream(npu_stream* stream, int device);
 
 /// Memory of the runtime's devices.
 class RuntimeMemory final : public DeviceMemory {

@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 #include <c10/util/Half.h>
 
+#include <numeric>
 #include <optional>
 
 namespace npu::distributed {
@@ -82,6 +83,43 @@ std::vector<Region> RegionsOf(const std::vector<at::Tensor>& tensors) {
   return regions;
 }
 
+/// `parts` views of `tensor`, one below the other along dimension 0, as regions.
+std::vector<Region> EqualParts(const at::Tensor& tensor, int parts) {
+  std::vector<Region> regions(static_cast<size_t>(parts));
+  const size_t bytes = tensor.nbytes() / static_cast<size_t>(parts);
+  if (bytes == 0) return regions;
+  auto* base = static_cast<std::byte*>(tensor.data_ptr());
+  for (size_t i = 0; i < regions.size(); ++i) regions[i] = {base + i * bytes, bytes};
+  return regions;
+}
+
+/// Parts of `tensor` with the given numbers of rows.
+std::vector<Region> SplitParts(const at::Tensor& tensor, const std::vector<int64_t>& splits, int size,
+                               const char* what) {
+  if (splits.empty()) {
+    TORCH_CHECK(tensor.size(0) % size == 0, "Tensor's dim 0 does not divide equally across group size: ", what, " has ",
+                tensor.size(0), " rows for ", size, " ranks");
+    return EqualParts(tensor, size);
+  }
+  TORCH_CHECK(splits.size() == static_cast<size_t>(size), "Number of tensor splits not equal to group size: ", what,
+              " has ", splits.size(), " splits for ", size, " ranks");
+  TORCH_CHECK(std::accumulate(splits.begin(), splits.end(), int64_t{0}) == tensor.size(0),
+              "Split sizes doesn't match total dim 0 size of ", what);
+  std::vector<Region> regions;
+  const size_t row = tensor.size(0) == 0 ? 0 : tensor.nbytes() / static_cast<size_t>(tensor.size(0));
+  size_t offset = 0;
+  for (const int64_t rows : splits) {
+    const size_t bytes = static_cast<size_t>(rows) * row;
+    if (bytes == 0) {
+      regions.push_back({});
+    } else {
+      regions.push_back({static_cast<std::byte*>(tensor.data_ptr()) + offset, bytes});
+    }
+    offset += bytes;
+  }
+  return regions;
+}
+
 double Reduction::Factor() const {
   if (address == nullptr) return constant;
   switch (factor_type) {
@@ -151,6 +189,13 @@ Reduction ReductionOf(const c10d::ReduceOp& op, const at::Tensor& tensor) {
   TORCH_CHECK(tensor.scalar_type() != at::kFloat8_e4m3fn && tensor.scalar_type() != at::kFloat8_e5m2,
               "Unsupported data type for a reduction with HCCL: ", tensor.scalar_type());
   return reduction;
+}
+
+Reduction ScatteredReductionOf(const c10d::ReduceOp& op, const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.scalar_type() != at::kByte && tensor.scalar_type() != at::kBool,
+              "Unsupported data type for reduce_scatter with HCCL: ", tensor.scalar_type(),
+              "; convert the tensor, for example to int32");
+  return ReductionOf(op, tensor);
 }
 
 }  // namespace npu::distributed

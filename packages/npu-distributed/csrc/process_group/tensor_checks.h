@@ -20,6 +20,12 @@ ElementType ElementTypeOf(const at::Tensor& tensor);
 Region RegionOf(const at::Tensor& tensor);
 std::vector<Region> RegionsOf(const std::vector<at::Tensor>& tensors);
 
+/// `parts` equal stretches of `tensor`.
+std::vector<Region> EqualParts(const at::Tensor& tensor, int parts);
+/// `size` stretches of `tensor`: the rows that `splits` says, equal ones when it is empty.
+std::vector<Region> SplitParts(const at::Tensor& tensor, const std::vector<int64_t>& splits, int size,
+                               const char* what);
+
 /// A c10d reduction, checked against an element type.
 struct Reduction {
   ReduceKind kind = ReduceKind::kSum;
@@ -32,5 +38,7 @@ struct Reduction {
   double Factor() const;
 };
 Reduction ReductionOf(const c10d::ReduceOp& op, const at::Tensor& tensor);
+/// For the reduce_scatter family, which takes fewer types.
+Reduction ScatteredReductionOf(const c10d::ReduceOp& op, const at::Tensor& tensor);
 
 }  // namespace npu::distributed

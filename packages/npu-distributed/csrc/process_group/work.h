@@ -6,12 +6,13 @@
 #include <chrono>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 #include <vector>
 
-#include "process_group/call_record.h"
-#include "process_group/runtime_access.h"
+#include "process_group/submission.h"
 
 namespace npu::distributed {
 
@@ -26,27 +27,22 @@ class TensorStash {
   std::vector<at::Tensor> tensors_;
 };
 
-class ProcessGroupHCCL;
-
 class WorkHCCL final : public c10d::Work {
  public:
   struct Start {
     int rank = 0;
-    int device = 0;
     c10d::OpType op = c10d::OpType::UNKNOWN;
     uint64_t sequence = 0;
     std::chrono::milliseconds timeout{};  ///< zero: never
     bool blocks_host = false;             ///< wait() also waits on the host (barrier, TORCH_HCCL_BLOCKING_WAIT)
     bool abort_on_timeout = false;        ///< TORCH_HCCL_BLOCKING_WAIT: wait() gives up after the timeout
-    npu_stream* stream = nullptr;
     std::vector<at::Tensor> outputs;
-    std::shared_ptr<CallRecord> record;
-    std::shared_ptr<TensorStash> stash;
-    std::function<void(const std::string&)> abort;
+    std::shared_ptr<Submission> submission;
+    std::shared_ptr<TensorStash> stash;                     ///< may be null
+    std::optional<c10::weak_intrusive_ptr<c10d::Backend>> group;  ///< a ProcessGroupHCCL
   };
 
-  /// Records the end of what is queued on the stream so far and completes the future with it.
-  explicit WorkHCCL(Start start);
+  explicit WorkHCCL(Start start) : Work(start.rank, start.op), start_(std::move(start)) {}
 
   bool isCompleted() override;
   bool isSuccess() const override;
@@ -56,24 +52,27 @@ class WorkHCCL final : public c10d::Work {
   bool wait(std::chrono::milliseconds timeout = kNoTimeout) override;
   void blockCurrentStream() override { synchronize(); }
   void abort() override;
+  /// Made by the first caller.
   c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
   uint64_t getSequencenumber() const override;
 
-  const std::shared_ptr<CallRecord>& record() const { return start_.record; }
+  std::shared_ptr<CallRecord> record() const { return RecordOf(start_.submission); }
   const std::vector<at::Tensor>& outputs() const { return start_.outputs; }
   /// "WorkHCCL(SeqNum=1, OpType=ALLREDUCE, Timeout(ms)=1800000)".
   std::string Describe() const;
 
  private:
   void WaitOnHost(std::chrono::milliseconds timeout);
+  void AbortGroup(const std::string& reason);
 
   Start start_;
-  EventPtr end_;
-  c10::intrusive_ptr<c10::ivalue::Future> future_;
+  c10::intrusive_ptr<c10::ivalue::Future> future_;  // guarded by mutex_
 };
 
-/// Makes later work of the calling thread's current stream wait for `end`, and fail with the text of `record` if the
-/// collective failed: a program that never looks at the communication stream must not compute with wrong numbers.
+/// "WorkHCCL(SeqNum=1, OpType=ALLREDUCE, Timeout(ms)=1800000)".
+std::string DescribeCall(c10d::OpType op, uint64_t sequence, std::chrono::milliseconds timeout);
+
+/// WaitOnStream for the calling thread's current stream; raises at once when the collective has failed already.
 void WaitOnCurrentStream(int device, npu_event* end, const std::shared_ptr<CallRecord>& record);
 
 /// Raises the failure of `record` as the exception that fits its status.

@@ -1,0 +1,106 @@
+#include "collectives/deferred_collectives.h"
+
+#include <algorithm>
+
+#include "transport/comm_error.h"
+
+namespace npu::distributed {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// How long an abort may go unnoticed while the peer has not come.
+constexpr std::chrono::milliseconds kAbortCheck{100};
+
+}  // namespace
+
+DeferredCollectives::DeferredCollectives(const ConnectSettings& settings, KeyValueStore store, DeviceMemory& memory)
+    : settings_(settings), memory_(memory) {
+  store_.set = std::move(store.set);
+  store_.get = [this, get = std::move(store.get)](const std::string& key, std::chrono::milliseconds limit) {
+    const Clock::time_point deadline = Clock::now() + limit;
+    for (;;) {
+      ThrowIfAborted();
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+      const auto slice = std::clamp(left, std::chrono::milliseconds(1), kAbortCheck);
+      try {
+        return get(key, slice);
+      } catch (const std::exception&) {
+        if (Clock::now() >= deadline) throw;
+      }
+    }
+  };
+}
+
+void DeferredCollectives::ThrowIfAborted() const {
+  const std::lock_guard lock(mutex_);
+  if (!abort_reason_.empty()) throw CommError(NPU_ERROR_STOPPED, abort_reason_);
+}
+
+Collectives& DeferredCollectives::Connected() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (connected_) return *connected_;
+  }
+  ThrowIfAborted();
+  std::unique_ptr<Collectives> made = Connect(settings_, store_, memory_);
+  const std::lock_guard lock(mutex_);
+  connected_ = std::move(made);
+  if (!abort_reason_.empty()) connected_->Abort(abort_reason_.c_str());
+  return *connected_;
+}
+
+uint64_t DeferredCollectives::identity() const {
+  const std::lock_guard lock(mutex_);
+  return connected_ ? connected_->identity() : 0;
+}
+
+void DeferredCollectives::AllReduce(ElementType type, ReduceKind kind, double factor, Region data) {
+  Connected().AllReduce(type, kind, factor, data);
+}
+
+void DeferredCollectives::Broadcast(ElementType type, int root, Region data) {
+  Connected().Broadcast(type, root, data);
+}
+
+void DeferredCollectives::AllGather(ElementType type, Region input, std::span<const Region> outputs) {
+  Connected().AllGather(type, input, outputs);
+}
+
+void DeferredCollectives::Reduce(ElementType type, ReduceKind kind, double factor, int root, Region data) {
+  Connected().Reduce(type, kind, factor, root, data);
+}
+
+void DeferredCollectives::ReduceScatter(ElementType type, ReduceKind kind, double factor,
+                                        std::span<const Region> inputs, Region output) {
+  Connected().ReduceScatter(type, kind, factor, inputs, output);
+}
+
+void DeferredCollectives::AllToAll(ElementType type, std::span<const Region> inputs, std::span<const Region> outputs) {
+  Connected().AllToAll(type, inputs, outputs);
+}
+
+void DeferredCollectives::Scatter(ElementType type, int root, std::span<const Region> inputs, Region output) {
+  Connected().Scatter(type, root, inputs, output);
+}
+
+void DeferredCollectives::Gather(ElementType type, int root, Region input, std::span<const Region> outputs) {
+  Connected().Gather(type, root, input, outputs);
+}
+
+void DeferredCollectives::Barrier() { Connected().Barrier(); }
+
+void DeferredCollectives::Exchange(std::span<const Transfer> transfers) { Connected().Exchange(transfers); }
+
+void DeferredCollectives::Abort(const char* reason) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (abort_reason_.empty()) abort_reason_ = reason;
+  if (connected_) connected_->Abort(reason);
+}
+
+void DeferredCollectives::Leave() noexcept {
+  const std::lock_guard lock(mutex_);
+  if (connected_) connected_->Leave();
+}
+
+}  // namespace npu::distributed

@@ -1,0 +1,247 @@
+// The communicators of a group and their streams: the group's own, and one for each pair of ranks that talks point to
+// point.
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <map>
+#include <thread>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+
+#include "process_group/communicator_registry.h"
+#include "process_group/process_group_hccl.h"
+#include "transport/comm_error.h"
+
+namespace npu::distributed {
+namespace {
+
+constexpr std::chrono::microseconds kFirstPoll{100};
+constexpr std::chrono::microseconds kLongestPoll{5000};
+
+using StorePtr = c10::intrusive_ptr<c10d::Store>;
+
+KeyValueStore ViewOf(StorePtr store) {
+  KeyValueStore view;
+  view.set = [store](const std::string& key, const std::string& value) {
+    store->set(key, std::vector<uint8_t>(value.begin(), value.end()));
+  };
+  view.get = [store](const std::string& key, std::chrono::milliseconds limit) {
+    store->wait({key}, limit);
+    const std::vector<uint8_t> value = store->get(key);
+    return std::string(value.begin(), value.end());
+  };
+  return view;
+}
+
+/// For use beside other threads: never keeps the store busy while a key is missing.
+KeyValueStore PollingViewOf(StorePtr store) {
+  KeyValueStore view = ViewOf(store);
+  view.get = [store](const std::string& key, std::chrono::milliseconds limit) {
+    const auto deadline = std::chrono::steady_clock::now() + limit;
+    for (auto pause = kFirstPoll; !store->check({key}); pause = std::min(2 * pause, kLongestPoll)) {
+      if (std::chrono::steady_clock::now() > deadline) throw std::runtime_error("key " + key + " is not there");
+      std::this_thread::sleep_for(pause);
+    }
+    const std::vector<uint8_t> value = store->get(key);
+    return std::string(value.begin(), value.end());
+  };
+  return view;
+}
+
+/// The stream that groups with this buffer name share on a device.
+npu_stream*& SharedStream(int device, const std::string& buffer_name) {
+  static std::mutex mutex;
+  static auto* streams = new std::map<std::pair<int, std::string>, npu_stream*>;
+  const std::lock_guard lock(mutex);
+  return (*streams)[{device, buffer_name}];
+}
+
+std::string PairName(int rank, int peer) {
+  return std::to_string(std::min(rank, peer)) + ":" + std::to_string(std::max(rank, peer));
+}
+
+std::string StorePrefix(int generation, int rank, int peer) {
+  const std::string prefix = "hccl/" + std::to_string(generation);
+  return peer < 0 ? prefix : "hccl/" + PairName(rank, peer) + "/" + std::to_string(generation);
+}
+
+}  // namespace
+
+template <class Visit>
+void ProcessGroupHCCL::ForEachLane(Visit visit) {
+  visit(group_lane_);
+  for (const auto& lane : pair_lanes_) {
+    if (lane) visit(*lane);
+  }
+}
+
+npu_stream* ProcessGroupHCCL::NewStream(int device) const {
+  const int priority = options_->is_high_priority_stream || environment_.high_priority ? -1 : 0;
+  npu_stream* stream = Runtime().stream_from_pool(device, priority);
+  TORCH_CHECK(stream != nullptr, "hccl: no communication stream: ", Runtime().last_error());
+  return stream;
+}
+
+npu_stream* ProcessGroupHCCL::StreamOn(int device) {
+  TORCH_CHECK(device_ < 0 || device_ == device,
+              "ProcessGroupHCCL support one device per process only: this group uses npu:", device_,
+              ", but got a tensor on npu:", device);
+  device_ = device;
+  npu_stream*& stream = group_lane_.stream;
+  if (stream != nullptr) return stream;
+  const std::string buffer = BufferName(options_->hccl_config);
+  if (buffer.empty()) return stream = NewStream(device);
+  npu_stream*& shared = SharedStream(device, buffer);
+  if (shared == nullptr) shared = NewStream(device);
+  return stream = shared;
+}
+
+void ProcessGroupHCCL::CheckUsable(const Lane& lane) const {
+  TORCH_CHECK(!shut_down_, "hccl: this process group has been destroyed");
+  if (!lane.communicator) return;
+  const std::string failure = lane.communicator->failure();
+  if (failure.empty()) return;
+  C10_THROW_ERROR(DistBackendError,
+                  "hccl: an earlier collective of this group failed, so the group cannot go on: " + failure +
+                      ". Destroy it and initialise again, or call torch_npu.distributed.reinit_process_group()");
+}
+
+std::unique_ptr<Communicator> ProcessGroupHCCL::Connect(const Lane& lane, int peer) {
+  ValidateConfig(options_->hccl_config);
+  npu_device_properties properties{};
+  properties.struct_size = sizeof properties;
+  CheckRuntime(Runtime().device_properties(device_, &properties), "reading device properties");
+  TORCH_CHECK_NOT_IMPLEMENTED(properties.is_emulated != 0, "hccl: driver ", properties.driver,
+                              " is not supported: this version of npu-distributed moves bytes with the CPU, so device "
+                              "memory must be addressable by it (driver \"host\")");
+  CommunicatorSettings settings;
+  settings.device = device_;
+  settings.stream = lane.stream;
+  settings.connect_timeout = environment_.connect_timeout;
+  settings.execution_timeout = environment_.execution_timeout;
+  if (const auto limit = ExecutionTimeout(options_->hccl_config)) settings.execution_timeout = *limit;
+  settings.name = comm_name_;
+  if (settings.name.empty() && !options_->group_id.empty()) settings.name = "group_name_" + options_->group_id;
+  StorePtr store = store_;
+  if (peer < 0) {
+    settings.rank = rank_;
+    settings.size = size_;
+  } else {
+    settings.rank = rank_ < peer ? 0 : 1;
+    settings.size = 2;
+    settings.connect_at_first_call = true;
+    settings.name += " " + PairName(rank_, peer);
+    if (!pair_store_) pair_store_ = store_->clone();
+    store = pair_store_;
+  }
+  store = c10::make_intrusive<c10d::PrefixStore>(StorePrefix(lane.generation, rank_, peer), store);
+  try {
+    return std::make_unique<Communicator>(settings, peer < 0 ? ViewOf(store) : PollingViewOf(store));
+  } catch (const CommError& error) {
+    ThrowStatus(error.status(), error.what());
+  }
+}
+
+ProcessGroupHCCL::Lane& ProcessGroupHCCL::GroupLane(int device) {
+  Lane& lane = group_lane_;
+  CheckUsable(lane);
+  StreamOn(device);
+  if (lane.communicator) return lane;
+  std::unique_ptr<Communicator> made = Connect(lane, -1);
+  RegisterCommunicator(made->name(), device, made.get());
+  lane.registered_name = made->name();
+  diagnosis_->CommunicatorMade(made->name(), getGroupDesc());
+  lane.communicator = std::move(made);
+  if (!lane.start) lane.start = MakeEvent();
+  return lane;
+}
+
+ProcessGroupHCCL::Lane& ProcessGroupHCCL::PairLane(int device, int peer) {
+  if (!UsesPairs()) return GroupLane(device);
+  CheckUsable(group_lane_);
+  StreamOn(device);
+  pair_lanes_.resize(static_cast<size_t>(size_));
+  std::unique_ptr<Lane>& slot = pair_lanes_[static_cast<size_t>(peer)];
+  if (!slot) slot = std::make_unique<Lane>();
+  Lane& lane = *slot;
+  CheckUsable(lane);
+  if (lane.stream == nullptr) lane.stream = NewStream(device);
+  if (!lane.start) lane.start = MakeEvent();
+  if (!lane.communicator) lane.communicator = Connect(lane, peer);
+  return lane;
+}
+
+// ---- ends -----------------------------------------------------------------------------------------------------------
+
+std::vector<std::unique_ptr<Communicator>> ProcessGroupHCCL::TakeCommunicators(bool only_failed) {
+  std::vector<std::unique_ptr<Communicator>> taken;
+  const std::lock_guard lock(mutex_);
+  ForEachLane([&](Lane& lane) {
+    if (!lane.communicator || (only_failed && lane.communicator->failure().empty())) return;
+    if (!lane.registered_name.empty()) UnregisterCommunicator(lane.registered_name, lane.communicator->device());
+    lane.registered_name.clear();
+    ++lane.generation;
+    taken.push_back(std::move(lane.communicator));
+  });
+  return taken;
+}
+
+void ProcessGroupHCCL::CloseCommunicators(std::chrono::milliseconds limit, bool only_failed) {
+  for (auto& communicator : TakeCommunicators(only_failed)) Communicator::Close(std::move(communicator), limit);
+}
+
+void ProcessGroupHCCL::AbortCommunicators(const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  ForEachLane([&](Lane& lane) {
+    if (lane.communicator) lane.communicator->Abort(reason);
+  });
+}
+
+void ProcessGroupHCCL::Abort(const std::string& reason) {
+  AbortCommunicators(reason);
+  CloseCommunicators(std::chrono::milliseconds(0));
+  if (watchdog_) watchdog_->Forgive();
+}
+
+void ProcessGroupHCCL::abort() { Abort("hccl: rank " + std::to_string(rank_) + " aborted the process group"); }
+
+void ProcessGroupHCCL::Resume(int device) {
+  {
+    const std::lock_guard lock(mutex_);
+    TORCH_CHECK(device_ < 0 || device < 0 || device_ == device, "resume_hccl_comm: this group uses npu:", device_,
+                ", not npu:", device);
+  }
+  CloseCommunicators(std::chrono::milliseconds(0), /*only_failed=*/true);
+  if (watchdog_) watchdog_->Forgive();
+}
+
+void ProcessGroupHCCL::DeleteStoreKeys() {
+  const std::lock_guard lock(mutex_);
+  const auto forget = [&](const Lane& lane, int peer, int pair_rank) {
+    c10d::PrefixStore(StorePrefix(lane.generation, rank_, peer), store_).deleteKey("rank/" + std::to_string(pair_rank));
+  };
+  forget(group_lane_, -1, rank_);
+  for (size_t peer = 0; peer < pair_lanes_.size(); ++peer) {
+    const int other = static_cast<int>(peer);
+    if (pair_lanes_[peer]) forget(*pair_lanes_[peer], other, rank_ < other ? 0 : 1);
+  }
+}
+
+c10d::ErrorType ProcessGroupHCCL::getError() {
+  const std::lock_guard lock(mutex_);
+  bool failed = false;
+  ForEachLane([&](Lane& lane) { failed |= lane.communicator && !lane.communicator->failure().empty(); });
+  return failed ? c10d::ErrorType::COMM_ERROR : c10d::ErrorType::SUCCESS;
+}
+
+void ProcessGroupHCCL::waitForPendingWorks() {
+  std::vector<npu_stream*> streams;
+  {
+    const std::lock_guard lock(mutex_);
+    ForEachLane([&](Lane& lane) {
+      if (lane.stream != nullptr) streams.push_back(lane.stream);
+    });
+  }
+  for (npu_stream* stream : streams) CheckRuntime(Runtime().stream_synchronize(stream), "waiting for pending works");
+}
+
+}  // namespace npu::distributed
