@@ -170,7 +170,7 @@ const std::byte* Mailboxes::Locate(Incoming& incoming, const MessageSlot& slot) 
   try {
     return static_cast<const std::byte*>(incoming.imports.Address(0, slot.handle, slot.bytes));
   } catch (const CommError& error) {
-    const std::string gone = peers_.WhyGone(incoming.peer);
+    const std::string gone = peers_.WhyUnreachable(incoming.peer);
     if (gone.empty()) throw;
     throw CommError(NPU_ERROR_SYSTEM, "EI0002: hccl: " + gone + " while this rank receives from it");
   }

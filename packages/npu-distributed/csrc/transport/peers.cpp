@@ -1,5 +1,7 @@
 #include "transport/peers.h"
 
+#include <thread>
+
 #include "transport/comm_error.h"
 
 namespace npu::distributed {
@@ -16,6 +18,16 @@ bool Peers::HasLeft(int peer) const { return page_.state(peer).left.load(std::me
 std::string Peers::WhyGone(int peer) const {
   if (HasLeft(peer)) return NameOf(peer) + " has destroyed the process group";
   return IsAlive(ranks_[static_cast<size_t>(peer)]) ? "" : NameOf(peer) + " ended";
+}
+
+std::string Peers::WhyUnreachable(int peer) const {
+  constexpr int kAttempts = 200;
+  std::string reason = WhyGone(peer);
+  for (int attempt = 0; reason.empty() && attempt < kAttempts; ++attempt) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    reason = WhyGone(peer);
+  }
+  return reason;
 }
 
 std::string Peers::LastCallOf(int peer) const {

@@ -29,6 +29,9 @@ class Peers {
   std::string NameOf(int peer) const;
   /// Why `peer` will not come again: "rank 3 (process 4711) ended"; empty while it may.
   std::string WhyGone(int peer) const;
+  /// The same after its memory could not be reached: a process that is ending loses its files a moment before it counts
+  /// as ended, so this gives it a second.
+  std::string WhyUnreachable(int peer) const;
   /// What `peer` announced last: "its last collective was number 5, barrier".
   std::string LastCallOf(int peer) const;
 

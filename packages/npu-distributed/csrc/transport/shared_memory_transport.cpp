@@ -138,7 +138,7 @@ std::span<std::byte> SharedMemoryTransport::RegionOf(int rank, size_t index) {
     const npu_memory_handle& handle = page_->region_handles(rank, call_)[index];
     return {static_cast<std::byte*>(imports_.Address(rank, handle, bytes)), bytes};
   } catch (const CommError& error) {
-    const std::string gone = peers_.WhyGone(rank);
+    const std::string gone = peers_.WhyUnreachable(rank);
     if (gone.empty()) peers_.Fail(error.status(), error.what());
     peers_.Fail(NPU_ERROR_SYSTEM, "EI0002: hccl: " + gone + " while this rank maps its memory in " +
                                       Describe(CallOf(rank_)) + " number " + std::to_string(call_));
