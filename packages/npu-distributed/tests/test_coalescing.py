@@ -56,7 +56,7 @@ def check_block_is_one_task(rank: int, size: int) -> None:
     reduced, received = full(rank), full(-1 if rank else 7)
     with _coalescing_manager(device=device, async_ops=True) as manager:
         first = backend.allreduce([reduced])
-        second = backend.broadcast([received], dist.BroadcastOptions())
+        second = backend.broadcast([received], dist.distributed_c10d.BroadcastOptions())
         torch.npu.synchronize()
         assert not first.is_completed() and not second.is_completed()
         with pytest.raises(RuntimeError, match="submitted"):
@@ -120,7 +120,7 @@ def check_group_start(rank: int, size: int) -> None:
     works = [first.allreduce([reduced]), first.send([full(rank, 7)], after, 0)]
     first._group_start()
     works.append(first.recv([received], before, 0))
-    works.append(first._allgather_base(gathered, full(rank, 1), dist.AllgatherOptions()))
+    works.append(first._allgather_base(gathered, full(rank, 1), dist.distributed_c10d.AllgatherOptions()))
     other = backend_of(second).allreduce([elsewhere])
     first._group_end()
     torch.npu.synchronize()
@@ -143,7 +143,7 @@ def check_lists(rank: int, size: int) -> None:
     tensors = [full(rank, 3), full(2 * rank, 9000)]
     dist.distributed_c10d.all_reduce_coalesced(tensors)
     assert [t.unique().tolist() for t in tensors] == [[sum(range(size))], [2 * sum(range(size))]]
-    inputs = [full(rank, 3), torch.full((2, 2), rank, device="npu")]
+    inputs = [full(rank, 3), torch.full((2, 2), float(rank), device="npu")]
     outputs = [[torch.empty_like(t) for t in inputs] for _ in range(size)]
     dist.distributed_c10d.all_gather_coalesced(outputs, inputs)
     assert [[t.unique().tolist() for t in row] for row in outputs] == [[[r], [r]] for r in range(size)]

@@ -136,7 +136,7 @@ def check_lists(rank: int, size: int) -> None:
 
 def check_reduce_out_of_place(rank: int, size: int) -> None:
     backend = dist.distributed_c10d._get_default_group()._get_backend(torch.device("npu"))
-    options = dist.ReduceOptions()
+    options = dist.distributed_c10d.ReduceOptions()
     options.rootRank = size - 1
     given = torch.full((9000,), 1.0 + rank, device="npu")
     output = torch.full((90, 100), -1.0, device="npu")
