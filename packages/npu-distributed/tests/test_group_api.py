@@ -151,7 +151,7 @@ def check_works(rank: int, size: int) -> None:
 def check_refusals(rank: int, size: int) -> None:
     backend = backend_of()
     assert backend.supports_coalescing and not backend.supports_splitting and not backend.supports_time_estimate
-    assert backend.supports_tensor_alloc(rank) is False
+    assert backend.supports_tensor_alloc(torch.device("npu", rank)) is False
     backend.eager_connect_single_device(torch.device("npu", rank))
     tensor = ones()
     for call, fragment in (
@@ -212,7 +212,8 @@ def wrapped(rank: int, size: int) -> list[bool | str]:
         getattr(wrapper, name) == getattr(inner, name)
         for name in ("supports_splitting", "supports_coalescing", "supports_time_estimate")
     ]
-    same.append(wrapper.supports_tensor_alloc(rank) == inner.supports_tensor_alloc(rank))
+    device = torch.device("npu", rank)
+    same.append(wrapper.supports_tensor_alloc(device) == inner.supports_tensor_alloc(device))
     same.append(isinstance(inner, dist.ProcessGroupHCCL))
     same.append(wrapper.options.hccl_config == inner.options.hccl_config)
     same.append(tensor.tolist() == got.tolist() == [2.0] * 4)

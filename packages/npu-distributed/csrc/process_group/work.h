@@ -38,7 +38,7 @@ class WorkHCCL final : public c10d::Work {
     bool abort_on_timeout = false;        ///< TORCH_HCCL_BLOCKING_WAIT: wait() gives up after the timeout
     std::vector<at::Tensor> outputs;
     std::shared_ptr<Submission> submission;
-    std::shared_ptr<TensorStash> stash;                     ///< may be null
+    std::shared_ptr<TensorStash> stash;                           ///< may be null
     std::optional<c10::weak_intrusive_ptr<c10d::Backend>> group;  ///< a ProcessGroupHCCL
   };
 
