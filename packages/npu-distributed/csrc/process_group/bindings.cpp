@@ -111,8 +111,10 @@ void BindGroup(py::module_& module) {
            NoGil())
       .def("all_gather_into_tensor_uneven", &ProcessGroupHCCL::AllGatherUneven, py::arg("output"), py::arg("input"),
            py::arg("output_split_sizes") = std::vector<int64_t>(), py::arg("opts") = c10d::AllgatherOptions(), NoGil())
-      .def("_group_start", [](ProcessGroupHCCL&) { ProcessGroupHCCL::GroupStart(); }, NoGil())
-      .def("_group_end", [](ProcessGroupHCCL&) { ProcessGroupHCCL::GroupEnd(); }, NoGil())
+      .def(
+          "_group_start", [](ProcessGroupHCCL&) { ProcessGroupHCCL::GroupStart(); }, NoGil())
+      .def(
+          "_group_end", [](ProcessGroupHCCL&) { ProcessGroupHCCL::GroupEnd(); }, NoGil())
       .def("_window_register_and_exchange", &ProcessGroupHCCL::RegisterWindow, py::arg("window_size"),
            py::arg("peer_ranks"), NoGil())
       .def("_get_window_mem", &ProcessGroupHCCL::Window, NoGil())
@@ -143,9 +145,17 @@ void BindGroup(py::module_& module) {
 
 }  // namespace
 
+void BindWork(py::module_& module) {
+  py::class_<WorkHCCL, c10::intrusive_ptr<WorkHCCL>, c10d::Work>(module, "WorkHCCL",
+                                                                 "What a collective on npu tensors returns.")
+      .def("__repr__", &WorkHCCL::Describe)
+      .def("abort", &WorkHCCL::abort, NoGil(), "Ends the communicators of the group; its pending works fail.");
+}
+
 PYBIND11_MODULE(_C, module) {
   py::module_::import("torch._C._distributed_c10d");
   BindGroup(module);
+  BindWork(module);
   module.def(
       "shutdown_all_groups",
       [](std::chrono::milliseconds limit, const py::function& before_end) {
