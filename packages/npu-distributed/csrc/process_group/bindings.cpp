@@ -111,8 +111,10 @@ void BindGroup(py::module_& module) {
            NoGil())
       .def("all_gather_into_tensor_uneven", &ProcessGroupHCCL::AllGatherUneven, py::arg("output"), py::arg("input"),
            py::arg("output_split_sizes") = std::vector<int64_t>(), py::arg("opts") = c10d::AllgatherOptions(), NoGil())
-      .def("_group_start", [](ProcessGroupHCCL&) { ProcessGroupHCCL::GroupStart(); }, NoGil())
-      .def("_group_end", [](ProcessGroupHCCL&) { ProcessGroupHCCL::GroupEnd(); }, NoGil())
+      .def(
+          "_group_start", [](ProcessGroupHCCL&) { ProcessGroupHCCL::GroupStart(); }, NoGil())
+      .def(
+          "_group_end", [](ProcessGroupHCCL&) { ProcessGroupHCCL::GroupEnd(); }, NoGil())
       .def("_window_register_and_exchange", &ProcessGroupHCCL::RegisterWindow, py::arg("window_size"),
            py::arg("peer_ranks"), NoGil())
       .def("_get_window_mem", &ProcessGroupHCCL::Window, NoGil())

@@ -74,7 +74,8 @@ bool Watchdog::MustEndProcess() {
   if (!EndsProcess(group_.handling)) return false;
   const std::lock_guard lock(mutex_);
   if (failed_) return true;
-  const auto failed = std::find_if(entries_.begin(), entries_.end(), [](const Entry& e) { return HasFailed(*e.record); });
+  const auto failed =
+      std::find_if(entries_.begin(), entries_.end(), [](const Entry& e) { return HasFailed(*e.record); });
   if (failed == entries_.end()) return false;
   failure_ = failed->record->text();
   return true;
@@ -100,11 +101,13 @@ void Watchdog::EndProcess(const std::string& reason) const {
 
 void Watchdog::HandleTimeout(const Entry& entry) {
   const auto ran = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - entry.begin);
-  const std::string text = "[Rank " + std::to_string(group_.rank) +
-                           "] Watchdog caught collective operation timeout: " + entry.description + " ran for " +
+  const std::string text = "[Rank " + std::to_string(group_.rank) + "] Watchdog caught collective operation timeout: " +
+                           DescribeCall(entry.op, entry.sequence, entry.timeout) + " ran for " +
                            std::to_string(ran.count()) + " milliseconds before timing out.";
   std::fprintf(stderr, "%s\n", text.c_str());
-  const std::string lag = group_.diagnosis->DescribeLag(entry.sequence, entry.op);
+  const std::string lag = entry.is_transfer ? ""
+                                            : group_.diagnosis->DescribeLag(static_cast<int64_t>(entry.sequence),
+                                                                            c10d::opTypeToString(entry.op));
   if (!lag.empty()) std::fprintf(stderr, "[Rank %d] %s\n", group_.rank, lag.c_str());
   group_.diagnosis->Fail(text);
   if (group_.handling != ErrorHandling::kTearDownOnly) {
@@ -124,7 +127,8 @@ void Watchdog::HandleFailure(const Entry& entry) {
     failure_ = text;
     end_process_at_ = Clock::now() + kGrace;
   }
-  group_.diagnosis->Fail("[Rank " + std::to_string(group_.rank) + "] " + entry.description + " failed: " + text);
+  group_.diagnosis->Fail("[Rank " + std::to_string(group_.rank) + "] " +
+                         DescribeCall(entry.op, entry.sequence, entry.timeout) + " failed: " + text);
 }
 
 bool Watchdog::HandleStoppedDevice() {
@@ -144,15 +148,16 @@ bool Watchdog::HandleStoppedDevice() {
 void Watchdog::Round(std::unique_lock<std::mutex>& lock) {
   if (failed_ && Clock::now() > end_process_at_) EndProcess(failure_);
   std::list<Entry> ended;  // released without the lock: a stash may free tensors
-  std::string oldest;
+  const Entry* oldest = nullptr;
   for (auto entry = entries_.begin(); entry != entries_.end();) {
     const auto next = std::next(entry);
     const bool finished = entry->record->finished();
     const bool timed_out = !finished && entry->timeout.count() > 0 && Clock::now() - entry->begin > entry->timeout;
-    if (!finished && oldest.empty()) oldest = entry->op;
+    if (!finished && oldest == nullptr) oldest = &*entry;
     if (finished || timed_out) ended.splice(ended.end(), entries_, entry);
     entry = next;
   }
+  const std::string waiting = oldest != nullptr ? c10d::opTypeToString(oldest->op) : "";
   lock.unlock();
   for (const Entry& entry : ended) {
     if (!entry.record->finished()) {
@@ -163,7 +168,7 @@ void Watchdog::Round(std::unique_lock<std::mutex>& lock) {
     group_.diagnosis->Retire(entry.record.get());
     if (entry.stash) entry.stash->Release();
   }
-  group_.diagnosis->Tick(oldest);
+  group_.diagnosis->Tick(waiting);
   ended.clear();
   lock.lock();
 }

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <torch/csrc/distributed/c10d/Work.hpp>
 
 #include "process_group/call_record.h"
 #include "process_group/environment.h"
@@ -25,9 +26,9 @@ class Watchdog {
   struct Entry {
     std::shared_ptr<CallRecord> record;
     std::shared_ptr<TensorStash> stash;
-    std::string description;              ///< "WorkHCCL(SeqNum=1, ...)"
-    std::string op;                       ///< "ALLREDUCE"
-    int64_t sequence = 0;                 ///< 0 for point-to-point calls
+    c10d::OpType op = c10d::OpType::UNKNOWN;
+    uint64_t sequence = 0;
+    bool is_transfer = false;
     std::chrono::milliseconds timeout{};  ///< zero: never
     std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
   };
