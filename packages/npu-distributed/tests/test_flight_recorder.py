@@ -58,7 +58,7 @@ def two_all_reduces(rank: int, size: int, timed: bool) -> dict:
     group = recording_group(10, group_desc="timed" if timed else None)
     before = time.time_ns()
     if timed:
-        npu_backend(group)._enable_collectives_timing()
+        group._enable_collectives_timing()
     tensor = torch.ones(3, 4, device="npu")
     for _ in range(2):
         dist.all_reduce(tensor, group=group)
@@ -96,7 +96,7 @@ def many_calls(rank: int, size: int) -> list[dict]:
 def transfers(rank: int, size: int, timed: bool) -> list[dict]:
     group = recording_group(100)
     if timed:
-        npu_backend(group)._enable_collectives_timing()
+        group._enable_collectives_timing()
     shapes = [(2, 3), (5, 5)]
     operation = dist.isend if rank == 1 else dist.irecv
     for _ in range(2):
@@ -127,7 +127,7 @@ _stuck: dict[str, Any] = {}
 def start_group(rank: int, size: int, timed: bool) -> None:
     _stuck["group"] = recording_group(10)
     if timed:
-        npu_backend(_stuck["group"])._enable_collectives_timing()
+        _stuck["group"]._enable_collectives_timing()
     dist.all_reduce(torch.ones(3, 4, device="npu"), group=_stuck["group"])
     torch.npu.synchronize()
 
