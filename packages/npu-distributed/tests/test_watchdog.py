@@ -75,7 +75,7 @@ def test_mode_2_aborts_and_goes_on(fresh_ranks) -> None:
     group.run(limit, 1.0)
     error = group.run_only(0, until_failed)
     assert "[Rank 0] Watchdog caught collective operation timeout: WorkHCCL(SeqNum=3, OpType=ALLREDUCE" in error
-    assert "an earlier collective of this group failed" in group.run_only(1, reduce_and_read)
+    assert "(reported by rank 0)" in group.run_only(1, reduce_and_read)
     group.run(limit, 60.0)
     assert group.run(rebuild) == [2.0, 2.0]
     assert group.close() == [0, 0]
@@ -94,7 +94,7 @@ def stopped_watchdog(rank: int, size: int) -> bool:
 
 
 def wrong_status(rank: int, size: int) -> str:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises((ValueError, RuntimeError)) as error:
         backend().set_watchdog_status(3)
     return str(error.value)
 
@@ -110,7 +110,6 @@ def test_a_stopped_watchdog_does_not_look(fresh_ranks) -> None:
     group.start(reduce_async, only=(0,))
     assert group.processes[0].wait(120) == -6
     assert "before timing out" in group.log(0)
-    group.run(limit, 60.0) if group.alive else None
     group.start(reduce_and_read, only=(1,))
     answer = group.answer(1)
     assert answer is not None and "EI0002" in answer["value"] and "rank 0" in answer["value"]
