@@ -145,9 +145,17 @@ void BindGroup(py::module_& module) {
 
 }  // namespace
 
+void BindWork(py::module_& module) {
+  py::class_<WorkHCCL, c10::intrusive_ptr<WorkHCCL>, c10d::Work>(module, "WorkHCCL",
+                                                                 "What a collective on npu tensors returns.")
+      .def("__repr__", &WorkHCCL::Describe)
+      .def("abort", &WorkHCCL::abort, NoGil(), "Ends the communicators of the group; its pending works fail.");
+}
+
 PYBIND11_MODULE(_C, module) {
   py::module_::import("torch._C._distributed_c10d");
   BindGroup(module);
+  BindWork(module);
   module.def(
       "shutdown_all_groups",
       [](std::chrono::milliseconds limit, const py::function& before_end) {

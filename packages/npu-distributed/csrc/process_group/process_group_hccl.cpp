@@ -48,7 +48,7 @@ ProcessGroupHCCL::ProcessGroupHCCL(c10::intrusive_ptr<c10d::Store> store, int ra
       environment_(Environment::Read()) {
   TORCH_CHECK_VALUE(rank >= 0 && rank < size, "ProcessGroupHCCL: rank should be in [0, size), but got rank ", rank,
                     " of ", size);
-  TruncateTexts(options_->hccl_config);
+  CorrectWithWarning(options_->hccl_config);
   StartWatching();
   init();
   LiveGroups& live = AllGroups();

@@ -108,6 +108,13 @@ c10::intrusive_ptr<c10::ivalue::Future> WorkHCCL::getFuture() {
 
 uint64_t WorkHCCL::getSequencenumber() const { return start_.sequence; }
 
+float WorkHCCL::getDuration() const {
+  const CallRecord& record = start_.submission->record;
+  TORCH_CHECK(record.started_at() != 0 && record.ended_at() != 0, Describe(),
+              ": it has no duration, because it has not run to its end");
+  return static_cast<float>(record.ended_at() - record.started_at()) * 1e-6F;
+}
+
 std::string WorkHCCL::Describe() const { return DescribeCall(opType_, start_.sequence, start_.timeout); }
 
 std::string DescribeCall(c10d::OpType op, uint64_t sequence, std::chrono::milliseconds timeout) {

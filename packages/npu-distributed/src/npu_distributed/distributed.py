@@ -97,7 +97,7 @@ def reduce_scatter_tensor_uneven(
     RuntimeError
         The splits do not fit, types differ, or the type cannot be reduced (uint8, bool).
     """
-    options = dist.ReduceScatterOptions()
+    options = distributed_c10d.ReduceScatterOptions()
     options.reduceOp = op
     return _uneven("reduce_scatter_tensor_uneven", output, input, input_split_sizes, options, group, async_op)
 
@@ -134,7 +134,7 @@ def all_gather_into_tensor_uneven(
     RuntimeError
         The splits do not fit or types differ.
     """
-    options = dist.AllgatherOptions()
+    options = distributed_c10d.AllgatherOptions()
     return _uneven("all_gather_into_tensor_uneven", output, input, output_split_sizes, options, group, async_op)
 
 
@@ -230,7 +230,6 @@ def batch_isend_irecv(p2p_op_list: list[dist.P2POp]) -> list[Any]:
     names = ["isend" if op.op is dist.isend else "irecv" for op in p2p_op_list]
     tensors = [op.tensor for op in p2p_op_list]
     return [backend.batch_isend_irecv(names, tensors, [op.group_peer for op in p2p_op_list])]
-
 
 
 def _is_support_hccl_comm_name() -> bool:
