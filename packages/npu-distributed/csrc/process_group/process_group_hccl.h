@@ -236,7 +236,6 @@ class ProcessGroupHCCL : public c10d::Backend {
 
   std::mutex live_mutex_;            // taken under mutex_ or alone
   std::vector<Communicator*> live_;  // what the lanes own, for AbortCommunicators
-  std::atomic<npu_stream*> watched_stream_{nullptr};
 
   mutable std::mutex mutex_;  // guards what follows; never held while a communicator waits for peers, bar its making
   int device_ = -1;           // the one device of this group, once used

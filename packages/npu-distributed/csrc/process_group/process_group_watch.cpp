@@ -49,10 +49,6 @@ void ProcessGroupHCCL::StartWatching() {
   watched.handling = environment_.error_handling;
   watched.diagnosis = diagnosis_.get();
   watched.abort = [this](const std::string& reason) { AbortCommunicators(reason); };
-  watched.device_stopped = [this] {
-    npu_stream* stream = watched_stream_.load();
-    return stream != nullptr && Runtime().stream_query(stream) == NPU_ERROR_STOPPED;
-  };
   watchdog_ = std::make_unique<Watchdog>(std::move(watched));
 }
 

@@ -131,20 +131,6 @@ void Watchdog::HandleFailure(const Entry& entry) {
                          DescribeCall(entry.op, entry.sequence, entry.timeout) + " failed: " + text);
 }
 
-bool Watchdog::HandleStoppedDevice() {
-  // Works of a stopped device are dropped, on purpose: no reason to end the process.  Peers must learn of it, and a
-  // collective that waits for them must not keep the device from being restarted.
-  const bool stopped = group_.device_stopped();
-  if (stopped && !device_was_stopped_) group_.abort("FORCE STOP. The device of this rank was stopped");
-  const std::lock_guard lock(mutex_);
-  if (stopped || device_was_stopped_) {
-    entries_.clear();
-    failed_ = false;
-  }
-  device_was_stopped_ = stopped;
-  return stopped;
-}
-
 void Watchdog::Round(std::unique_lock<std::mutex>& lock) {
   if (failed_ && Clock::now() > end_process_at_) EndProcess(failure_);
   std::list<Entry> ended;  // released without the lock: a stash may free tensors
@@ -195,10 +181,7 @@ void Watchdog::Run() {
     heart.resting.store(false);
     if (stop_) return;
     if (status_ == Status::kStop) continue;
-    lock.unlock();
-    const bool stopped = HandleStoppedDevice();
-    lock.lock();
-    if (!stopped && !stop_) Round(lock);
+    Round(lock);
   }
 }
 

@@ -39,7 +39,6 @@ class Watchdog {
     ErrorHandling handling = ErrorHandling::kTearDown;
     GroupDiagnosis* diagnosis = nullptr;
     std::function<void(const std::string&)> abort;  ///< ends the communicators with a reason
-    std::function<bool()> device_stopped;           ///< by stop_device
   };
 
   explicit Watchdog(Group group);
@@ -65,7 +64,6 @@ class Watchdog {
   void Round(std::unique_lock<std::mutex>& lock);
   void HandleTimeout(const Entry& entry);
   void HandleFailure(const Entry& entry);
-  bool HandleStoppedDevice();
   [[noreturn]] void EndProcess(const std::string& reason) const;
 
   const Group group_;
@@ -75,7 +73,6 @@ class Watchdog {
   Status status_ = Status::kInit;
   bool stop_ = false;
   bool failed_ = false;
-  bool device_was_stopped_ = false;
   std::string failure_;
   std::chrono::steady_clock::time_point end_process_at_{};
   std::thread thread_;
