@@ -58,7 +58,7 @@ def two_all_reduces(rank: int, size: int, timed: bool) -> dict:
     group = recording_group(10, group_desc="timed" if timed else None)
     before = time.time_ns()
     if timed:
-        npu_backend(group)._enable_collectives_timing()
+        group._enable_collectives_timing()
     tensor = torch.ones(3, 4, device="npu")
     for _ in range(2):
         dist.all_reduce(tensor, group=group)
@@ -96,7 +96,7 @@ def many_calls(rank: int, size: int) -> list[dict]:
 def transfers(rank: int, size: int, timed: bool) -> list[dict]:
     group = recording_group(100)
     if timed:
-        npu_backend(group)._enable_collectives_timing()
+        group._enable_collectives_timing()
     shapes = [(2, 3), (5, 5)]
     operation = dist.isend if rank == 1 else dist.irecv
     for _ in range(2):
@@ -127,7 +127,7 @@ _stuck: dict[str, Any] = {}
 def start_group(rank: int, size: int, timed: bool) -> None:
     _stuck["group"] = recording_group(10)
     if timed:
-        npu_backend(_stuck["group"])._enable_collectives_timing()
+        _stuck["group"]._enable_collectives_timing()
     dist.all_reduce(torch.ones(3, 4, device="npu"), group=_stuck["group"])
     torch.npu.synchronize()
 
@@ -200,7 +200,7 @@ def test_entries_of_collectives(ranks) -> None:
                 assert last["state"] == "completed" and last["retired"] is True
                 assert last["input_sizes"] == SIZES and last["output_sizes"] == SIZES
                 assert last["input_dtypes"] == ["Float"] and last["output_dtypes"] == ["Float"]
-                assert last["timeout_ms"] == 120_000
+                assert last["timeout_ms"] == 3_636_000  # what half an hour becomes beside HCCL_EXEC_TIMEOUT
                 assert last["time_discovered_completed_ns"] >= last["time_created_ns"]
                 if timed:
                     assert last["time_discovered_started_ns"] <= last["time_discovered_completed_ns"]
@@ -231,7 +231,7 @@ def test_entries_of_transfers(ranks) -> None:
                     operation += 1
                     assert (member["profiling_name"], member["op_id"]) == (name, operation)
                     assert (member["collective_seq_id"], member["p2p_seq_id"]) == (0, batch + 1)
-                    assert member["input_sizes"] == [shape] == member["output_sizes"][0:1]
+                    assert member["input_sizes"] == [shape] == member["output_sizes"]
                     assert member["state"] == "scheduled" and "duration_ms" not in member and member["is_p2p"]
                 assert whole["profiling_name"] == "hccl:coalesced" and whole["p2p_seq_id"] == batch + 1
                 assert whole["input_sizes"] == whole["output_sizes"] == []

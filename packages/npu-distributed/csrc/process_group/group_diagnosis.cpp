@@ -44,11 +44,12 @@ void GroupDiagnosis::CommunicatorMade(const std::string& name, const std::string
   recorder.SetCommunicatorState(group_->number, name, "healthy");
 }
 
+bool GroupDiagnosis::observes_calls() const {
+  return FlightRecorder::Instance().enabled() || settings_.status_files || !settings_.traffic_folder.empty();
+}
+
 void GroupDiagnosis::Announce(const AnnouncedCall& call) {
   device_.store(call.device, std::memory_order_relaxed);
-  const bool is_collective = call.peers.empty();
-  if (is_collective && !call.is_block)
-    progress_->enqueued.store(static_cast<int64_t>(call.sequence), std::memory_order_relaxed);
   if (!settings_.traffic_folder.empty() && !call.is_block) {
     const std::vector<at::Tensor>& moved = call.inputs.empty() ? call.outputs : call.inputs;
     const size_t bytes = moved.empty() ? 0 : moved.front().storage().nbytes();

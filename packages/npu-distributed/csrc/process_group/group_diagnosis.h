@@ -55,6 +55,8 @@ class GroupDiagnosis {
   /// Python frames of the caller, when they are recorded.  Takes the interpreter lock: call it without other locks.
   std::shared_ptr<torch::CapturedTraceback> CaptureFrames() const;
   void CommunicatorMade(const std::string& name, const std::string& description);
+  /// Whether anything is written down about calls.
+  bool observes_calls() const;
   /// Throws c10::Error when a record that was asked for cannot be named (NSLB_CP).
   void Announce(const AnnouncedCall& call);
   void EnableTiming();

@@ -201,7 +201,8 @@ class ProcessGroupHCCL : public c10d::Backend {
   void StartWatching();
   /// The one place where a call becomes known to those that watch calls.
   void Announce(const Call& call, const WorkHCCL::Start& work);
-  void AnnounceTransfers(const Call& call, AnnouncedCall announced);
+  void Describe(const Call& call, const WorkHCCL::Start& work);
+  void DescribeTransfers(const Call& call, AnnouncedCall announced);
   /// The same for a coalescing block, whose calls have been announced one by one.
   void AnnounceBlock(const WorkHCCL::Start& work, bool is_transfer);
 
@@ -217,8 +218,8 @@ class ProcessGroupHCCL : public c10d::Backend {
   /// Takes the lanes' communicators; to be closed without the lock.
   std::vector<std::unique_ptr<Communicator>> TakeCommunicators(bool only_failed);
   void CloseCommunicators(std::chrono::milliseconds limit, bool only_failed = false);
-  /// Does not take the group's lock: the watchdog calls it while a caller may wait under that lock for space on a stream
-  /// that is stuck.
+  /// Does not take the group's lock: the watchdog calls it while a caller may wait under that lock for space on a
+  /// stream that is stuck.
   void AbortCommunicators(const std::string& reason);
   void Adopt(Lane& lane, std::unique_ptr<Communicator> communicator);
   template <class Visit>
@@ -233,9 +234,8 @@ class ProcessGroupHCCL : public c10d::Backend {
   const c10::intrusive_ptr<Options> options_;
   const Environment environment_;
 
-  std::mutex live_mutex_;             // taken under mutex_ or alone
-  std::vector<Communicator*> live_;   // what the lanes own, for AbortCommunicators
-  std::atomic<npu_stream*> watched_stream_{nullptr};
+  std::mutex live_mutex_;            // taken under mutex_ or alone
+  std::vector<Communicator*> live_;  // what the lanes own, for AbortCommunicators
 
   mutable std::mutex mutex_;  // guards what follows; never held while a communicator waits for peers, bar its making
   int device_ = -1;           // the one device of this group, once used

@@ -195,7 +195,6 @@ void ProcessGroupHCCL::CloseCommunicators(std::chrono::milliseconds limit, bool 
 
 void ProcessGroupHCCL::Adopt(Lane& lane, std::unique_ptr<Communicator> communicator) {
   lane.communicator = std::move(communicator);
-  watched_stream_.store(group_lane_.stream);
   const std::lock_guard lock(live_mutex_);
   live_.push_back(lane.communicator.get());
 }

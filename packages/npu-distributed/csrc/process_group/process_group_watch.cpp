@@ -49,16 +49,30 @@ void ProcessGroupHCCL::StartWatching() {
   watched.handling = environment_.error_handling;
   watched.diagnosis = diagnosis_.get();
   watched.abort = [this](const std::string& reason) { AbortCommunicators(reason); };
-  watched.device_stopped = [this] {
-    npu_stream* stream = watched_stream_.load();
-    return stream != nullptr && Runtime().stream_query(stream) == NPU_ERROR_STOPPED;
-  };
   watchdog_ = std::make_unique<Watchdog>(std::move(watched));
 }
 
 void ProcessGroupHCCL::Announce(const Call& call, const WorkHCCL::Start& work) {
   const bool is_transfer = !call.transfers.empty();
-  if (!is_transfer) work.submission->record.CountAs(diagnosis_->progress(), static_cast<int64_t>(work.sequence));
+  if (!is_transfer) {
+    const auto sequence = static_cast<int64_t>(work.sequence);
+    work.submission->record.CountAs(diagnosis_->progress(), sequence);
+    diagnosis_->progress()->enqueued.store(sequence, std::memory_order_relaxed);
+  }
+  if (diagnosis_->observes_calls()) Describe(call, work);
+  if (!watchdog_) return;
+  Watchdog::Entry entry;
+  entry.record = RecordOf(work.submission);
+  entry.stash = work.stash;
+  entry.op = work.op;
+  entry.sequence = work.sequence;
+  entry.is_transfer = is_transfer;
+  entry.timeout = work.timeout;
+  watchdog_->Add(std::move(entry));
+}
+
+void ProcessGroupHCCL::Describe(const Call& call, const WorkHCCL::Start& work) {
+  const bool is_transfer = !call.transfers.empty();
   AnnouncedCall announced;
   announced.op = c10d::opTypeToString(work.op);
   announced.device = work.submission->device;
@@ -67,25 +81,16 @@ void ProcessGroupHCCL::Announce(const Call& call, const WorkHCCL::Start& work) {
   announced.record = RecordOf(work.submission);
   announced.frames = call.frames;
   if (is_transfer) {
-    AnnounceTransfers(call, std::move(announced));
-  } else {
-    announced.profiling_name = ProfilingName(call.op, call.label, call.outputs.size());
-    announced.outputs = call.outputs;
-    announced.inputs = WorksInPlace(call.op, call.inputs, call.outputs) ? call.outputs : call.inputs;
-    diagnosis_->Announce(announced);
+    DescribeTransfers(call, std::move(announced));
+    return;
   }
-  if (!watchdog_) return;
-  Watchdog::Entry entry;
-  entry.record = RecordOf(work.submission);
-  entry.stash = work.stash;
-  entry.description = DescribeCall(work.op, work.sequence, work.timeout);
-  entry.op = c10d::opTypeToString(work.op);
-  entry.sequence = is_transfer ? 0 : static_cast<int64_t>(work.sequence);
-  entry.timeout = work.timeout;
-  watchdog_->Add(std::move(entry));
+  announced.profiling_name = ProfilingName(call.op, call.label, call.outputs.size());
+  announced.outputs = call.outputs;
+  announced.inputs = WorksInPlace(call.op, call.inputs, call.outputs) ? call.outputs : call.inputs;
+  diagnosis_->Announce(announced);
 }
 
-void ProcessGroupHCCL::AnnounceTransfers(const Call& call, AnnouncedCall announced) {
+void ProcessGroupHCCL::DescribeTransfers(const Call& call, AnnouncedCall announced) {
   const bool in_batch = call.peer < 0 || coalescing_open_;
   auto sent = call.inputs.begin();
   auto received = call.outputs.begin();
@@ -111,6 +116,7 @@ void ProcessGroupHCCL::AnnounceTransfers(const Call& call, AnnouncedCall announc
 }
 
 void ProcessGroupHCCL::AnnounceBlock(const WorkHCCL::Start& work, bool is_transfer) {
+  if (!diagnosis_->observes_calls()) return;
   AnnouncedCall announced;
   announced.op = c10d::opTypeToString(work.op);
   announced.profiling_name = "hccl:coalesced";

@@ -74,7 +74,8 @@ bool Watchdog::MustEndProcess() {
   if (!EndsProcess(group_.handling)) return false;
   const std::lock_guard lock(mutex_);
   if (failed_) return true;
-  const auto failed = std::find_if(entries_.begin(), entries_.end(), [](const Entry& e) { return HasFailed(*e.record); });
+  const auto failed =
+      std::find_if(entries_.begin(), entries_.end(), [](const Entry& e) { return HasFailed(*e.record); });
   if (failed == entries_.end()) return false;
   failure_ = failed->record->text();
   return true;
@@ -100,11 +101,13 @@ void Watchdog::EndProcess(const std::string& reason) const {
 
 void Watchdog::HandleTimeout(const Entry& entry) {
   const auto ran = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - entry.begin);
-  const std::string text = "[Rank " + std::to_string(group_.rank) +
-                           "] Watchdog caught collective operation timeout: " + entry.description + " ran for " +
+  const std::string text = "[Rank " + std::to_string(group_.rank) + "] Watchdog caught collective operation timeout: " +
+                           DescribeCall(entry.op, entry.sequence, entry.timeout) + " ran for " +
                            std::to_string(ran.count()) + " milliseconds before timing out.";
   std::fprintf(stderr, "%s\n", text.c_str());
-  const std::string lag = group_.diagnosis->DescribeLag(entry.sequence, entry.op);
+  const std::string lag = entry.is_transfer ? ""
+                                            : group_.diagnosis->DescribeLag(static_cast<int64_t>(entry.sequence),
+                                                                            c10d::opTypeToString(entry.op));
   if (!lag.empty()) std::fprintf(stderr, "[Rank %d] %s\n", group_.rank, lag.c_str());
   group_.diagnosis->Fail(text);
   if (group_.handling != ErrorHandling::kTearDownOnly) {
@@ -124,35 +127,23 @@ void Watchdog::HandleFailure(const Entry& entry) {
     failure_ = text;
     end_process_at_ = Clock::now() + kGrace;
   }
-  group_.diagnosis->Fail("[Rank " + std::to_string(group_.rank) + "] " + entry.description + " failed: " + text);
-}
-
-bool Watchdog::HandleStoppedDevice() {
-  // Works of a stopped device are dropped, on purpose: no reason to end the process.  Peers must learn of it, and a
-  // collective that waits for them must not keep the device from being restarted.
-  const bool stopped = group_.device_stopped();
-  if (stopped && !device_was_stopped_) group_.abort("FORCE STOP. The device of this rank was stopped");
-  const std::lock_guard lock(mutex_);
-  if (stopped || device_was_stopped_) {
-    entries_.clear();
-    failed_ = false;
-  }
-  device_was_stopped_ = stopped;
-  return stopped;
+  group_.diagnosis->Fail("[Rank " + std::to_string(group_.rank) + "] " +
+                         DescribeCall(entry.op, entry.sequence, entry.timeout) + " failed: " + text);
 }
 
 void Watchdog::Round(std::unique_lock<std::mutex>& lock) {
   if (failed_ && Clock::now() > end_process_at_) EndProcess(failure_);
   std::list<Entry> ended;  // released without the lock: a stash may free tensors
-  std::string oldest;
+  const Entry* oldest = nullptr;
   for (auto entry = entries_.begin(); entry != entries_.end();) {
     const auto next = std::next(entry);
     const bool finished = entry->record->finished();
     const bool timed_out = !finished && entry->timeout.count() > 0 && Clock::now() - entry->begin > entry->timeout;
-    if (!finished && oldest.empty()) oldest = entry->op;
+    if (!finished && oldest == nullptr) oldest = &*entry;
     if (finished || timed_out) ended.splice(ended.end(), entries_, entry);
     entry = next;
   }
+  const std::string waiting = oldest != nullptr ? c10d::opTypeToString(oldest->op) : "";
   lock.unlock();
   for (const Entry& entry : ended) {
     if (!entry.record->finished()) {
@@ -163,7 +154,7 @@ void Watchdog::Round(std::unique_lock<std::mutex>& lock) {
     group_.diagnosis->Retire(entry.record.get());
     if (entry.stash) entry.stash->Release();
   }
-  group_.diagnosis->Tick(oldest);
+  group_.diagnosis->Tick(waiting);
   ended.clear();
   lock.lock();
 }
@@ -190,10 +181,7 @@ void Watchdog::Run() {
     heart.resting.store(false);
     if (stop_) return;
     if (status_ == Status::kStop) continue;
-    lock.unlock();
-    const bool stopped = HandleStoppedDevice();
-    lock.lock();
-    if (!stopped && !stop_) Round(lock);
+    Round(lock);
   }
 }
 

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <torch/csrc/distributed/c10d/Work.hpp>
 
 #include "process_group/call_record.h"
 #include "process_group/environment.h"
@@ -25,9 +26,9 @@ class Watchdog {
   struct Entry {
     std::shared_ptr<CallRecord> record;
     std::shared_ptr<TensorStash> stash;
-    std::string description;              ///< "WorkHCCL(SeqNum=1, ...)"
-    std::string op;                       ///< "ALLREDUCE"
-    int64_t sequence = 0;                 ///< 0 for point-to-point calls
+    c10d::OpType op = c10d::OpType::UNKNOWN;
+    uint64_t sequence = 0;
+    bool is_transfer = false;
     std::chrono::milliseconds timeout{};  ///< zero: never
     std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
   };
@@ -38,7 +39,6 @@ class Watchdog {
     ErrorHandling handling = ErrorHandling::kTearDown;
     GroupDiagnosis* diagnosis = nullptr;
     std::function<void(const std::string&)> abort;  ///< ends the communicators with a reason
-    std::function<bool()> device_stopped;           ///< by stop_device
   };
 
   explicit Watchdog(Group group);
@@ -64,7 +64,6 @@ class Watchdog {
   void Round(std::unique_lock<std::mutex>& lock);
   void HandleTimeout(const Entry& entry);
   void HandleFailure(const Entry& entry);
-  bool HandleStoppedDevice();
   [[noreturn]] void EndProcess(const std::string& reason) const;
 
   const Group group_;
@@ -74,7 +73,6 @@ class Watchdog {
   Status status_ = Status::kInit;
   bool stop_ = false;
   bool failed_ = false;
-  bool device_was_stopped_ = false;
   std::string failure_;
   std::chrono::steady_clock::time_point end_process_at_{};
   std::thread thread_;

@@ -22,7 +22,7 @@ _FAILED_EXIT_LIMIT = timedelta(seconds=2)
 
 def register() -> None:
     """Make "hccl" a backend of torch.distributed, the default one for npu tensors.  Idempotent."""
-    from npu_distributed import distributed
+    from npu_distributed import device_stop, distributed
     from npu_distributed._C import ProcessGroupHCCL
 
     if "hccl" not in dist.Backend.backend_list:
@@ -38,6 +38,7 @@ def register() -> None:
     _allow_bfloat16_hooks()
     _allow_gather_gradient()
     _shut_down_at_exit()
+    device_stop.install()
 
 
 def _connect_eagerly() -> None:
