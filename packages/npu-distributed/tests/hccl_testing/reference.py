@@ -8,6 +8,7 @@ of a zero is not where MIN and MAX choose between two zeros.
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,8 +62,6 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def digest(tensor: torch.Tensor) -> int:
     """A number that tells results apart bit by bit."""
-    import zlib
-
     return zlib.crc32(as_bytes(tensor.cpu()).numpy().tobytes())
 
 
