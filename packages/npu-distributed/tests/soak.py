@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import os
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -29,13 +31,14 @@ from hccl_testing.reference import (
     assert_same,
     assert_same_copy,
     contribution,
+    pool,
     reduced,
 )
 
 CHUNK = 500
 MOST_PENDING = 8
-# What a rank may grow by once it is warm: its allocator still meets new sizes now and then.
-GROWTH_LIMIT = 24 << 20
+# What a rank may grow by once it is warm: allocators still meet new sizes, streams wake more workers.
+GROWTH_LIMITS = {"heap": 8 << 20, "shared": 32 << 20, "descriptors": 0, "threads": 4}
 
 Check = Callable[[], None]
 
@@ -272,6 +275,13 @@ def begin(rank: int, size: int, seed: int, groups: int) -> None:
     for members, group in made:
         if rank in members:
             dist.barrier(group)
+            for pair in itertools.combinations(members, 2):  # what is made for a pair of ranks exists from now on
+                if rank == pair[0]:
+                    dist.send(torch.ones(1, device="npu"), pair[1], group=group)
+                elif rank == pair[1]:
+                    dist.recv(torch.empty(1, device="npu"), pair[0], group=group)
+    for name in TRANSPORT:
+        pool(getattr(torch, name))
     programs.append(Program(rank, random.Random(seed), random.Random(f"{seed} rank {rank}"), made))
 
 
@@ -283,8 +293,10 @@ def chunk(rank: int, size: int, calls: int) -> dict[str, int]:
     program.drain()
     dist.barrier()
     gc.collect()
+    resident = dict(re.findall(r"^(Rss\w+):\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE))
     return {
-        "resident": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+        "heap": int(resident["RssAnon"]) << 10,
+        "shared": int(resident["RssShmem"]) << 10,  # device memory, own and imported, as far as it was ever touched
         "descriptors": len(os.listdir("/proc/self/fd")),
         "mappings": Path("/proc/self/maps").read_text().count("\n"),
         "threads": len(os.listdir("/proc/self/task")),
@@ -304,8 +316,7 @@ def growth(samples: list[dict[str, int]]) -> list[str]:
     """What has grown since a rank was warm, the first half of its samples, as sentences."""
     warm, later = samples[: (len(samples) + 1) // 2], samples[(len(samples) + 1) // 2 :]
     found = []
-    limits = {"resident": GROWTH_LIMIT, "descriptors": 0, "threads": 0}
-    for name, limit in limits.items():
+    for name, limit in GROWTH_LIMITS.items():
         before, after = max(s[name] for s in warm), min((s[name] for s in later), default=0)
         if after > before + limit:
             found.append(f"{name} grew from {before} to {after}")
@@ -335,7 +346,8 @@ def main() -> None:
             done += count
             sample = samples[-1][0]
             print(
-                f"{time.monotonic() - started:6.0f} s {done:6} calls, rank 0: {sample['resident'] / 2**20:.1f} MiB, "
+                f"{time.monotonic() - started:6.0f} s {done:6} calls, rank 0: {sample['heap'] / 2**20:.1f} MiB heap, "
+                f"{sample['shared'] / 2**20:.1f} MiB device memory, "
                 f"{sample['descriptors']} descriptors, {sample['mappings']} mappings, {sample['threads']} threads",
                 flush=True,
             )

@@ -227,7 +227,9 @@ def check_all_to_all(rank: int, size: int) -> None:
     for dtype_name in TRANSPORT:
         dtype = getattr(torch, dtype_name)
         for base in (0, 1, 2500):
-            length = [[0 if (q + r) % 3 == 1 else base * (1 + (q + 2 * r) % 4) for r in range(size)] for q in range(size)]
+            length = [
+                [0 if (q + r) % 3 == 1 else base * (1 + (q + 2 * r) % 4) for r in range(size)] for q in range(size)
+            ]
             parts = [[contribution(q, length[q][r], dtype, salt=r) for r in range(size)] for q in range(size)]
             received = [torch.empty(length[q][rank], dtype=dtype, device="npu") for q in range(size)]
             dist.all_to_all(received, [part.npu() for part in parts[rank]])

@@ -177,7 +177,7 @@ def check_functional(rank: int, size: int) -> None:
         assert_same(got.cpu(), total.view(count // 4, 4), f"reduce_scatter_tensor along {dim}")
     several = [mine, mine[:9].clone().half()]
     waited = [native.wait_tensor(t) for t in native.all_gather_into_tensor_coalesced(several, size, name)]
-    for got, source in zip(waited, ([p for p in parts], [p[:9].half() for p in parts]), strict=True):
+    for got, source in zip(waited, (list(parts), [p[:9].half() for p in parts]), strict=True):
         assert_same_copy(got, torch.cat(source), "all_gather_into_tensor_coalesced")
     several = [mine.repeat(size), mine[:9].repeat(size)]
     waited = [native.wait_tensor(t) for t in native.reduce_scatter_tensor_coalesced(several, "sum", size, name)]

@@ -190,14 +190,13 @@ def check_refusals(rank: int, size: int) -> None:
     outputs = [torch.empty(1, device="npu") for _ in range(size)]
     for op in ("BAND", "BOR", "BXOR"):
         bitwise = getattr(ops, op)
-        for tensor in (one(), one().int()):
-            raises(RuntimeError, f"Cannot use ReduceOp.{op} with HCCL", lambda t=tensor: dist.all_reduce(t, bitwise))
-        raises(RuntimeError, f"Cannot use ReduceOp.{op} with HCCL", lambda: dist.reduce(one(), 0, bitwise))
-        raises(
-            RuntimeError,
-            f"Cannot use ReduceOp.{op} with HCCL",
-            lambda: dist.reduce_scatter_tensor(one(), torch.ones(size, device="npu"), bitwise),
-        )
+        for call in (
+            lambda by=bitwise: dist.all_reduce(one(), by),
+            lambda by=bitwise: dist.all_reduce(one().int(), by),
+            lambda by=bitwise: dist.reduce(one(), 0, by),
+            lambda by=bitwise: dist.reduce_scatter_tensor(one(), torch.ones(size, device="npu"), by),
+        ):
+            raises(RuntimeError, f"Cannot use ReduceOp.{op} with HCCL", call)
     for call in (
         lambda: dist.all_reduce(strided),
         lambda: dist.broadcast(strided, 0),
@@ -298,9 +297,7 @@ def check_refusals(rank: int, size: int) -> None:
             (
                 RuntimeError,
                 "Tensor's dim 0 does not divide equally across group size",
-                lambda: dist.all_to_all_single(
-                    torch.empty(size + 1, device="npu"), torch.ones(size + 1, device="npu")
-                ),
+                lambda: dist.all_to_all_single(torch.empty(size + 1, device="npu"), torch.ones(size + 1, device="npu")),
             )
         )
     for kind, text, call in cases:

@@ -1,4 +1,4 @@
-"""Ranks that do not call the same thing: an error on every rank, in time, that says who called what; then life goes on."""
+"""Ranks that do not call the same thing: an error on every rank that says who called what; then life goes on."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ CASES = {
     ),
     "gathering and scattering": (
         lambda r, w, odd: (
-            dist.reduce_scatter_tensor(ones(8), ones(8 * w)) if odd else dist.all_gather_into_tensor(ones(8 * w), ones(8))
+            dist.reduce_scatter_tensor(ones(8), ones(8 * w))
+            if odd
+            else dist.all_gather_into_tensor(ones(8 * w), ones(8))
         ),
         ("reduce_scatter(", "all_gather("),
     ),

@@ -39,6 +39,8 @@ def main() -> list[str]:
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1 or sys.modules["torch"].npu.is_initialized():
         sys.exit(f"importing torch has started {threads - 1} threads or the device: ranks cannot be forked")
+    if "hccl" not in sys.modules["torch.distributed"].Backend.backend_list:
+        sys.exit("importing torch has not registered backend hccl: the warning above says why")
     gc.freeze()  # collections in the ranks do not touch, and so copy, what all share
 
     requests = socket.socket(fileno=int(sys.argv[1]))

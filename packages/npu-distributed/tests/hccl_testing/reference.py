@@ -8,6 +8,7 @@ of a zero is not where MIN and MAX choose between two zeros.
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ INTEGERS = (*SIGNED, *UNSIGNED)
 REDUCED = (*FLOATS, *INTEGERS, "bool")
 TRANSPORT = (*REDUCED, "float8_e4m3fn", "float8_e5m2")
 
-POOL_BYTES = 1 << 24
+POOL_BYTES = 1 << 22
 STEP = 4099  # between the contributions of neighbouring ranks: no multiple of a vector or a page
 
 
@@ -29,7 +30,7 @@ def pool(dtype: torch.dtype) -> torch.Tensor:
     """Values of a type, the same on every rank: every bit pattern, and for floats mostly numbers of like size."""
     generator = torch.Generator().manual_seed(20)
     if dtype == torch.bool:
-        return torch.randint(0, 2, (1 << 23,), dtype=torch.bool, generator=generator)
+        return torch.randint(0, 2, (POOL_BYTES,), dtype=torch.bool, generator=generator)
     bits = torch.randint(0, 256, (POOL_BYTES,), dtype=torch.uint8, generator=generator)
     values = bits.view(dtype)
     if dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
@@ -43,12 +44,14 @@ def pool(dtype: torch.dtype) -> torch.Tensor:
 
 
 def contribution(rank: int, count: int, dtype: torch.dtype, salt: int = 0) -> torch.Tensor:
-    """What a rank brings: `count` values of the pool."""
+    """What a rank brings: `count` values of the pool, which begins again where it ends."""
     source = pool(dtype)
-    begin = (rank * STEP + salt * 104729) % (source.numel() - count) if source.numel() > count else 0
-    part = source[begin : begin + count]
-    assert part.numel() == count, "the pool is too small"
-    return part.clone()
+    begin = (rank * STEP + salt * 104729) % source.numel()
+    if begin + count <= source.numel():
+        return source[begin : begin + count].clone()
+    bits = as_bytes(source)
+    rounds = (begin + count) // source.numel() + 1
+    return bits.repeat(rounds)[begin * dtype.itemsize :][: count * dtype.itemsize].clone().view(dtype)
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -59,8 +62,6 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def digest(tensor: torch.Tensor) -> int:
     """A number that tells results apart bit by bit."""
-    import zlib
-
     return zlib.crc32(as_bytes(tensor.cpu()).numpy().tobytes())
 
 
