@@ -358,6 +358,28 @@ def all_gather_of_the_weight(rank: int, size: int) -> None:
         assert_close(actual, expected, torch.zeros(()), inner)
 
 
+def views_and_empty_sums(rank: int, size: int) -> None:
+    """Strided views give what their copies give; an int8 product over no columns is 0."""
+    name = comm_name(rank)
+    for dtype in (torch.bfloat16, torch.int8):
+        make = random_floats if dtype.is_floating_point else random_integers
+        x = make([6, 4 * size], dtype, rank).npu().t()
+        weight = make([2 * 6, 10], dtype, 50 + rank).npu()[::2, 1::2]
+        assert not x.is_contiguous() and not weight.is_contiguous()
+        scale = random_scales([1, 5], torch.float32, 60).npu()
+        scaled = {} if dtype.is_floating_point else {"x2_scale": scale}
+        dequant = {} if dtype.is_floating_point else {"dequant_scale": scale}
+        copies = x.contiguous(), weight.contiguous()
+        for function in (
+            lambda a, b, options=dequant: torch_npu.npu_mm_all_reduce_base(a, b, name, **options),
+            lambda a, b, options=scaled: torch_npu.npu_mm_reduce_scatter_base(a, b, name, size, **options),
+            lambda a, b, options=scaled: torch_npu.npu_all_gather_base_mm(a, b, name, size, **options)[0],
+        ):
+            assert torch.equal(function(x, weight), function(*copies))
+    nothing = torch.zeros(3, 0, dtype=torch.int8).npu(), torch.zeros(0, 5, dtype=torch.int8).npu()
+    assert not torch_npu.npu_mm_all_reduce_base(*nothing, name, dequant_scale=scale).any()
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_all_reduce_of_floats(ranks, size: int, dtype: str) -> None:
@@ -390,3 +412,8 @@ def test_reduce_scatter(ranks, size: int) -> None:
 def test_all_gather(ranks, size: int) -> None:
     ranks(size).run(all_gather)
     ranks(size).run(all_gather_of_the_weight)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_views_and_empty_sums(ranks, size: int) -> None:
+    ranks(size).run(views_and_empty_sums)

@@ -54,9 +54,9 @@ def assert_same(actual: list[torch.Tensor], expected: list[torch.Tensor], what: 
         assert torch.equal(one.cpu().float(), other), (what, place, one.flatten()[:4], other.flatten()[:4])
 
 
-def late_producer(rank: int, size: int, rows: int, k: int) -> None:
+def late_producer(rank: int, size: int, rows: int, k: int, n: int) -> None:
     """Inputs are written by tasks that run long after the operators were called."""
-    n, name = 8, comm_name(rank)
+    name = comm_name(rank)
     x = torch.full((rows, k), 99.0, device="npu").half()
     weight = torch.full((k, n), 77.0, device="npu").half()
     slow = torch.ones(700, 700, device="npu")
@@ -72,10 +72,10 @@ def late_producer(rank: int, size: int, rows: int, k: int) -> None:
         assert_same(results, constant_results(value, rank, size, rows, k, n), value)
 
 
-def dropped_inputs(rank: int, size: int, rows: int, k: int) -> None:
+def dropped_inputs(rank: int, size: int, rows: int, k: int, n: int) -> None:
     """Python forgets the inputs at once, and new tensors get their memory."""
-    n, name = 8, comm_name(rank)
-    for step in range(6):
+    name = comm_name(rank)
+    for step in range(4):
         value = 1.0 + step % 3
         x = torch.full((rows, k), value * (rank + 1), device="npu").half()
         weight = torch.ones(k, n, device="npu").half()
@@ -176,14 +176,17 @@ def different_shapes(rank: int, size: int) -> str:
     return first
 
 
-@pytest.mark.parametrize(("rows", "k"), [(8, 12), (1024, 1200)], ids=["one tile", "tiles"])
-def test_late_producer(ranks, rows: int, k: int) -> None:
-    ranks(2).run(late_producer, rows, k)
+SHAPES = pytest.mark.parametrize("shape", [(8, 12, 8), (1024, 1200, 2100)], ids=["one tile", "tiles"])
 
 
-@pytest.mark.parametrize(("rows", "k"), [(8, 12), (1024, 1200)], ids=["one tile", "tiles"])
-def test_dropped_inputs(ranks, rows: int, k: int) -> None:
-    ranks(2).run(dropped_inputs, rows, k)
+@SHAPES
+def test_late_producer(ranks, shape: tuple[int, int, int]) -> None:
+    ranks(2).run(late_producer, *shape)
+
+
+@SHAPES
+def test_dropped_inputs(ranks, shape: tuple[int, int, int]) -> None:
+    ranks(2).run(dropped_inputs, *shape)
 
 
 def test_groups_and_collectives_in_turns(ranks) -> None:
