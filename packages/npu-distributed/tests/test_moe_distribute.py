@@ -296,7 +296,8 @@ def test_random(ranks, world: int) -> None:
 def test_eight_ranks(ranks) -> None:
     """Also the longer ep_recv_counts of version 1, which begin at eight ranks."""
     cases = [featured(8, {"version": 1, "expert_scales": True}), featured(8, {"shared_experts": 2, "shared_ranks": 4})]
-    ranks(8).run(run_cases, cases + [asdict(random_case(8, seed)) for seed in range(4)])
+    cases += [asdict(random_case(8, seed)) for seed in range(3)]
+    ranks(8).run(run_cases, cases, timeout=180)  # eight interpreters start on a machine that may have two cores
 
 
 def documented_example(rank: int, size: int, version: int) -> dict:
