@@ -121,13 +121,14 @@ def many_calls(rank: int, size: int) -> dict:
     ids, weights = ids_of(32), torch.full((32, 2), 0.5, device="npu")
 
     def calls(count: int) -> tuple[int, int]:
-        for _ in range(count):
-            there_and_back(x, ids, weights, where)
-        torch.npu.synchronize()
+        for _ in range(count // 20):  # how many calls are under way decides about the memory they use
+            for _ in range(20):
+                there_and_back(x, ids, weights, where)
+            torch.npu.synchronize()
         return resident_kib(), torch.npu.memory_allocated()
 
-    calls(400)  # as many are under way as later
-    before, allocated = calls(1)
+    calls(100)
+    before, allocated = calls(20)
     after, still = calls(400)
     return {"grown": after - before, "held": still - allocated}
 
