@@ -158,7 +158,7 @@ def test_waited_time_is_added(ranks) -> None:
     for rank, seen in enumerate(ranks(2).run(performance)):
         peer = 1 - rank
         assert all(step[rank] == seen[0][rank] for step in seen)
-        assert seen[0][peer] < seen[1][peer] < seen[2][peer] < seen[3][peer]
+        assert seen[0][peer] <= seen[1][peer] <= seen[2][peer] <= seen[3][peer] < seen[0][peer] + 90e6
 
 
 def accepted(rank: int, size: int) -> None:
