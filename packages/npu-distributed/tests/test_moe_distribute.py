@@ -293,6 +293,13 @@ def test_random(ranks, world: int) -> None:
     ranks(world).run(run_cases, [asdict(random_case(world, 100 * world + seed)) for seed in range(25)])
 
 
+@pytest.mark.parametrize("isa", ("base", "avx2"))
+def test_other_instruction_sets(fresh_ranks, isa: str) -> None:
+    """The kernels that this CPU would not choose."""
+    cases = [featured(1, changes) for changes in FEATURES.values()]
+    fresh_ranks(1, NPU_CPU_ISA=isa).run(run_cases, cases)
+
+
 def test_eight_ranks(ranks) -> None:
     """Also the longer ep_recv_counts of version 1, which begin at eight ranks."""
     cases = [featured(8, {"version": 1, "expert_scales": True}), featured(8, {"shared_experts": 2, "shared_ranks": 4})]
