@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import random
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+import moe_reference as reference
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
-
-sys.path.append(str(Path(__file__).parent / "reference"))
-import moe_reference as reference
 from moe_reference import Case, Inputs
+from torch import Tensor
 
 
 def communicator(rank: int) -> str:
