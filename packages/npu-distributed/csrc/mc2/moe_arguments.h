@@ -3,17 +3,14 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "mc2/argument_checks.h"
 #include "mc2/fused_call.h"
 #include "mc2/moe_dispatch.h"
-#include "npu/kernels/arguments.h"
 
 namespace npu::distributed {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 /// Where the experts of a call live and who takes part in it.
 struct MoeGroupArguments {
@@ -29,9 +26,9 @@ struct MoeGroupArguments {
   bool one_shared_expert = false;  ///< the operators without _v2
 };
 
-/// Throws std::runtime_error when the numbers do not fit together.
+/// Throws c10::Error when the numbers do not fit together.
 MoePlacement CheckPlacement(const MoeGroupArguments& arguments);
-/// The communicator of the call.  Throws std::runtime_error unless it has that size and this rank in it.
+/// The communicator of the call.  Throws c10::Error unless it has that size and this rank in it.
 Communicator& CheckGroup(const MoeGroupArguments& arguments);
 
 /// Tensors of one call on the communicator's device, made contiguous and kept for FusedCall::Communicate.
@@ -39,14 +36,14 @@ class MoeTensors {
  public:
   MoeTensors(const char* op, const Communicator& communicator) : op_(op), communicator_(communicator) {}
 
-  /// The data of `tensor`; throws std::runtime_error unless it is on the device of the communicator.
+  /// The data of `tensor`; throws c10::Error unless it is on the device of the communicator.
   template <class T>
   T* Data(const char* argument, const at::Tensor& tensor) {
     return static_cast<T*>(Address(argument, tensor));
   }
   template <class T>
   T* Data(const char* argument, const OptionalTensor& tensor) {
-    return tensor.has_value() && tensor->defined() ? Data<T>(argument, *tensor) : nullptr;
+    return Given(tensor) ? Data<T>(argument, *tensor) : nullptr;
   }
   const std::vector<at::Tensor>& all() const { return tensors_; }
 
@@ -58,17 +55,16 @@ class MoeTensors {
   std::vector<at::Tensor> tensors_;
 };
 
-bool Given(const OptionalTensor& tensor);
 void CheckShape(const char* op, const char* argument, const at::Tensor& tensor, at::IntArrayRef shape);
 void CheckType(const char* op, const char* argument, const at::Tensor& tensor, at::ScalarType type);
 
 /// The expert ids, (tokens, slots) int32.
 void CheckExpertIds(const char* op, const at::Tensor& expert_ids);
-/// The mask in the form the calls take; throws std::runtime_error unless it is bool, (tokens,) or (tokens, slots).
+/// The mask in the form the calls take; throws c10::Error unless it is bool, (tokens,) or (tokens, slots).
 MoeMask CheckMask(const char* op, const OptionalTensor& mask, const at::Tensor& expert_ids, MoeTensors& tensors);
-/// Most tokens of any rank; throws std::runtime_error when this rank has more.
+/// Most tokens of any rank; throws c10::Error when this rank has more.
 int64_t CheckGlobalBatch(const char* op, int64_t global_bs, int64_t tokens, int64_t world);
-/// Throws std::runtime_error unless these are elastic_info, performance_info and comm_alg as documented.
+/// Throws c10::Error unless these are elastic_info, performance_info and comm_alg as documented.
 void CheckElastic(const char* op, const OptionalTensor& elastic_info, int64_t world);
 void CheckPerformance(const char* op, const OptionalTensor& performance_info, int64_t world);
 void CheckAlgorithm(const char* op, c10::string_view comm_alg);

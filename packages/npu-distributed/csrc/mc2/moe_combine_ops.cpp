@@ -27,14 +27,14 @@ struct NormArguments {
 at::ScalarType OutputType(const CombineArguments& a) {
   const char* op = a.group.op;
   const at::ScalarType type = a.expand_x.scalar_type();
-  NPU_CHECK_ARG(type == at::kBFloat16 || type == at::kHalf || type == at::kInt, op, "expand_x",
-                "expected bfloat16, float16 or int32, got ", type);
-  NPU_CHECK_ARG(a.out_dtype == 0 || a.out_dtype == 1, op, "out_dtype", "expected 0 (bfloat16) or 1 (float16), got ",
-                a.out_dtype);
-  NPU_CHECK_ARG(a.comm_quant_mode == 0 || a.comm_quant_mode == 2, op, "comm_quant_mode",
-                "expected 0 (none) or 2 (int8), got ", a.comm_quant_mode);
-  NPU_CHECK_ARG(type != at::kInt || a.comm_quant_mode == 0, op, "comm_quant_mode",
-                "expected 0 with expand_x of int32, got ", a.comm_quant_mode);
+  MC2_CHECK(type == at::kBFloat16 || type == at::kHalf || type == at::kInt, op, "expand_x",
+            "expected bfloat16, float16 or int32, got ", type);
+  MC2_CHECK(a.out_dtype == 0 || a.out_dtype == 1, op, "out_dtype", "expected 0 (bfloat16) or 1 (float16), got ",
+            a.out_dtype);
+  MC2_CHECK(a.comm_quant_mode == 0 || a.comm_quant_mode == 2, op, "comm_quant_mode",
+            "expected 0 (none) or 2 (int8), got ", a.comm_quant_mode);
+  MC2_CHECK(type != at::kInt || a.comm_quant_mode == 0, op, "comm_quant_mode",
+            "expected 0 with expand_x of int32, got ", a.comm_quant_mode);
   if (type != at::kInt) return type;
   return a.out_dtype == 0 ? at::kBFloat16 : at::kHalf;
 }
@@ -53,14 +53,13 @@ void CheckSpecialExperts(const CombineArguments& a, at::ScalarType type) {
   CheckNotNegative(op, "zero_expert_num", a.zero_experts);
   CheckNotNegative(op, "copy_expert_num", a.copy_experts);
   CheckNotNegative(op, "const_expert_num", a.const_experts);
-  NPU_CHECK_ARG(Given(a.ori_x) || a.copy_experts + a.const_experts == 0, op, "ori_x",
-                "is needed with copy_expert_num=", a.copy_experts, ", const_expert_num=", a.const_experts);
+  MC2_CHECK(Given(a.ori_x) || a.copy_experts + a.const_experts == 0, op, "ori_x",
+            "is needed with copy_expert_num=", a.copy_experts, ", const_expert_num=", a.const_experts);
   CheckRows(op, "ori_x", a.ori_x, type, {tokens, columns});
   const std::pair<const char*, const OptionalTensor*> constants[] = {
       {"const_expert_alpha_1", &a.alpha1}, {"const_expert_alpha_2", &a.alpha2}, {"const_expert_v", &a.const_v}};
   for (const auto& [name, tensor] : constants) {
-    NPU_CHECK_ARG(Given(*tensor) || a.const_experts == 0, op, name,
-                  "is needed with const_expert_num=", a.const_experts);
+    MC2_CHECK(Given(*tensor) || a.const_experts == 0, op, name, "is needed with const_expert_num=", a.const_experts);
     if (a.const_experts > 0) CheckRows(op, name, *tensor, type, {a.const_experts, columns});
   }
 }
@@ -71,7 +70,7 @@ void CheckSharedResult(const CombineArguments& a, at::ScalarType type) {
   const at::Tensor& shared = *a.shared_expert_x;
   CheckType(op, "shared_expert_x", shared, type);
   const int64_t tokens = a.expert_ids.size(0), columns = a.expand_x.size(1);
-  NPU_CHECK_ARG(
+  MC2_CHECK(
       (shared.dim() == 2 || shared.dim() == 3) && shared.size(-1) == columns && shared.numel() == tokens * columns, op,
       "shared_expert_x", "expected shape [", tokens, ", ", columns, "] or [a, b, ", columns, "] with a * b = ", tokens,
       ", got ", shared.sizes());
@@ -79,8 +78,8 @@ void CheckSharedResult(const CombineArguments& a, at::ScalarType type) {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> Combine(const CombineArguments& a, const NormArguments* norm) {
   const char* op = a.group.op;
-  NPU_CHECK_ARG(a.expand_x.dim() == 2 && a.expand_x.size(1) > 0, op, "expand_x",
-                "expected 2 dims, (rows, hidden), got shape ", a.expand_x.sizes());
+  MC2_CHECK(a.expand_x.dim() == 2 && a.expand_x.size(1) > 0, op, "expand_x",
+            "expected 2 dims, (rows, hidden), got shape ", a.expand_x.sizes());
   CheckExpertIds(op, a.expert_ids);
   const at::ScalarType type = OutputType(a);
   const MoePlacement placement = CheckPlacement(a.group);
@@ -88,12 +87,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> Combine(const CombineArguments& a
   const int64_t columns = a.expand_x.size(1);
   const int64_t counts = world * placement.LocalExperts(static_cast<int>(a.group.ep_rank_id));
   CheckType(op, "ep_send_counts", a.ep_send_counts, at::kInt);
-  NPU_CHECK_ARG(a.ep_send_counts.numel() >= counts, op, "ep_send_counts", "expected at least ", counts,
-                " elements, ep_world_size * experts of this rank, got ", a.ep_send_counts.numel());
+  MC2_CHECK(a.ep_send_counts.numel() >= counts, op, "ep_send_counts", "expected at least ", counts,
+            " elements, ep_world_size * experts of this rank, got ", a.ep_send_counts.numel());
   const char* metadata = a.second_version && norm == nullptr ? "assist_info_for_combine" : "expand_idx";
   CheckType(op, metadata, a.metadata, at::kInt);
-  NPU_CHECK_ARG(a.second_version || a.metadata.numel() == tokens * slots, op, metadata, "expected ", tokens * slots,
-                " elements, one for each of expert_ids, got ", a.metadata.numel());
+  MC2_CHECK(a.second_version || a.metadata.numel() == tokens * slots, op, metadata, "expected ", tokens * slots,
+            " elements, one for each of expert_ids, got ", a.metadata.numel());
   CheckType(op, "expert_scales", a.expert_scales, at::kFloat);
   CheckShape(op, "expert_scales", a.expert_scales, a.expert_ids.sizes());
   CheckSharedResult(a, type);
@@ -102,10 +101,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> Combine(const CombineArguments& a
   CheckPerformance(op, a.performance_info, world);
   if (norm != nullptr) {
     CheckType(op, "residual_x", norm->residual, type);
-    NPU_CHECK_ARG(norm->residual.sizes() == at::IntArrayRef({tokens, 1, columns}) ||
-                      norm->residual.sizes() == at::IntArrayRef({tokens, columns}),
-                  op, "residual_x", "expected shape [", tokens, ", 1, ", columns, "] or [", tokens, ", ", columns,
-                  "], got ", norm->residual.sizes());
+    MC2_CHECK(norm->residual.sizes() == at::IntArrayRef({tokens, 1, columns}) ||
+                  norm->residual.sizes() == at::IntArrayRef({tokens, columns}),
+              op, "residual_x", "expected shape [", tokens, ", 1, ", columns, "] or [", tokens, ", ", columns,
+              "], got ", norm->residual.sizes());
     CheckType(op, "gamma", norm->gamma, type);
     CheckShape(op, "gamma", norm->gamma, {columns});
   }

@@ -37,12 +37,12 @@ Quantisation QuantisationOf(const DispatchArguments& a) {
   const char* op = a.group.op;
   const at::ScalarType type = a.x.scalar_type();
   const bool is_packed = type == at::kInt;
-  NPU_CHECK_ARG(type == at::kBFloat16 || type == at::kHalf || (is_packed && a.second_version), op, "x", "expected ",
-                a.second_version ? "bfloat16, float16 or int32 (packed int4)" : "bfloat16 or float16", ", got ", type);
-  NPU_CHECK_ARG(a.quant_mode >= 0 && a.quant_mode <= (a.second_version ? 5 : 2), op, "quant_mode",
-                "expected 0 (none), 1 (static), 2 (dynamic per token)",
-                a.second_version ? ", 3 (float8 in groups of 128), 4 or 5 (MX float8)" : "", ", got ", a.quant_mode);
-  NPU_CHECK_ARG(!is_packed || a.quant_mode == 0, op, "quant_mode", "expected 0 with x of int32, got ", a.quant_mode);
+  MC2_CHECK(type == at::kBFloat16 || type == at::kHalf || (is_packed && a.second_version), op, "x", "expected ",
+            a.second_version ? "bfloat16, float16 or int32 (packed int4)" : "bfloat16 or float16", ", got ", type);
+  MC2_CHECK(a.quant_mode >= 0 && a.quant_mode <= (a.second_version ? 5 : 2), op, "quant_mode",
+            "expected 0 (none), 1 (static), 2 (dynamic per token)",
+            a.second_version ? ", 3 (float8 in groups of 128), 4 or 5 (MX float8)" : "", ", got ", a.quant_mode);
+  MC2_CHECK(!is_packed || a.quant_mode == 0, op, "quant_mode", "expected 0 with x of int32, got ", a.quant_mode);
 
   Quantisation result;
   MoeRowFormat& format = result.format;
@@ -90,12 +90,12 @@ Quantisation QuantisationOf(const DispatchArguments& a) {
 void CheckScales(const DispatchArguments& a, const MoePlacement& placement) {
   const char* op = a.group.op;
   const bool is_packed = a.x.scalar_type() == at::kInt;
-  NPU_CHECK_ARG(Given(a.scales) || !(a.quant_mode == 1 || is_packed), op, "scales", "is needed with ",
-                is_packed ? "x of int32" : "quant_mode=1");
+  MC2_CHECK(Given(a.scales) || !(a.quant_mode == 1 || is_packed), op, "scales", "is needed with ",
+            is_packed ? "x of int32" : "quant_mode=1");
   if (!Given(a.scales)) return;
-  NPU_CHECK_ARG(is_packed || (a.quant_mode >= 1 && a.quant_mode <= 3), op, "scales",
-                "has no meaning with quant_mode=", a.quant_mode, "; pass None",
-                a.quant_mode == 0 ? ", or quant_mode=1 or 2" : "");
+  MC2_CHECK(is_packed || (a.quant_mode >= 1 && a.quant_mode <= 3), op, "scales",
+            "has no meaning with quant_mode=", a.quant_mode, "; pass None",
+            a.quant_mode == 0 ? ", or quant_mode=1 or 2" : "");
   CheckType(op, "scales", *a.scales, at::kFloat);
   if (is_packed) CheckShape(op, "scales", *a.scales, {a.x.size(0)});
   else CheckShape(op, "scales", *a.scales, {placement.experts + placement.shared_experts, a.x.size(1)});
@@ -113,15 +113,15 @@ int64_t RowBound(const DispatchArguments& a, const MoePlacement& placement, int6
 
 Outputs Dispatch(const DispatchArguments& a) {
   const char* op = a.group.op;
-  NPU_CHECK_ARG(a.x.dim() == 2 && a.x.size(1) > 0, op, "x",
-                "x and expert_ids should be 2D, (tokens, hidden), got shape ", a.x.sizes());
-  NPU_CHECK_ARG(a.expert_ids.dim() == 2, op, "expert_ids",
-                "x and expert_ids should be 2D, (tokens, experts per token), got shape ", a.expert_ids.sizes());
+  MC2_CHECK(a.x.dim() == 2 && a.x.size(1) > 0, op, "x", "x and expert_ids should be 2D, (tokens, hidden), got shape ",
+            a.x.sizes());
+  MC2_CHECK(a.expert_ids.dim() == 2, op, "expert_ids",
+            "x and expert_ids should be 2D, (tokens, experts per token), got shape ", a.expert_ids.sizes());
   CheckExpertIds(op, a.expert_ids);
-  NPU_CHECK_ARG(a.expert_ids.size(0) == a.x.size(0), op, "expert_ids", "expected as many rows as x has, ", a.x.size(0),
-                ", got ", a.expert_ids.size(0));
-  NPU_CHECK_ARG(a.expert_token_nums_type == 0 || a.expert_token_nums_type == 1, op, "expert_token_nums_type",
-                "expected 0 (running sum) or 1 (numbers), got ", a.expert_token_nums_type);
+  MC2_CHECK(a.expert_ids.size(0) == a.x.size(0), op, "expert_ids", "expected as many rows as x has, ", a.x.size(0),
+            ", got ", a.expert_ids.size(0));
+  MC2_CHECK(a.expert_token_nums_type == 0 || a.expert_token_nums_type == 1, op, "expert_token_nums_type",
+            "expected 0 (running sum) or 1 (numbers), got ", a.expert_token_nums_type);
   const MoePlacement placement = CheckPlacement(a.group);
   const Quantisation quantisation = QuantisationOf(a);
   CheckScales(a, placement);
