@@ -37,7 +37,7 @@ bool IsInteger(const ConfigValue& value) {
 
 }  // namespace
 
-void TruncateTexts(HcclConfig& config) {
+void CorrectWithWarning(HcclConfig& config) {
   for (const Key& key : kKeys) {
     if (!key.is_text) continue;
     const auto found = config.find(std::string(key.name));
@@ -46,6 +46,11 @@ void TruncateTexts(HcclConfig& config) {
     if (text == nullptr || text->size() <= key.longest) continue;
     TORCH_WARN("hccl_config: ", key.name, " has ", text->size(), " characters and is cut to ", key.longest);
     text->resize(key.longest);
+  }
+  const auto limit = config.find("hccl_exec_timeout");
+  if (limit == config.end()) return;
+  if (const auto* seconds = std::get_if<int64_t>(&limit->second); seconds != nullptr && *seconds < 0) {
+    TORCH_WARN("hccl_config: hccl_exec_timeout should not be negative, but is ", *seconds, "; the default is used");
   }
 }
 
@@ -67,10 +72,8 @@ std::optional<std::chrono::seconds> ExecutionTimeout(const HcclConfig& config) {
   const auto found = config.find("hccl_exec_timeout");
   if (found == config.end()) return std::nullopt;
   const auto* seconds = std::get_if<int64_t>(&found->second);
-  if (seconds == nullptr) return std::nullopt;
-  if (*seconds >= 0) return std::chrono::seconds(*seconds);
-  TORCH_WARN("hccl_exec_timeout should not be negative, but got ", *seconds, "; the default is used");
-  return std::nullopt;
+  if (seconds == nullptr || *seconds < 0) return std::nullopt;
+  return std::chrono::seconds(*seconds);
 }
 
 std::string BufferName(const HcclConfig& config) {

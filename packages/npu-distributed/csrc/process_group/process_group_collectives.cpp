@@ -312,9 +312,7 @@ WorkPtr ProcessGroupHCCL::barrier(const c10d::BarrierOptions& options) {
   } else if (options.device && options.device->type() == c10::DeviceType::PrivateUse1 && options.device->has_index()) {
     device = options.device->index();
   } else if (device < 0) {
-    int32_t current = 0;
-    CheckRuntime(Runtime().current_device(&current), "reading the current device");
-    device = current;
+    device = CurrentDevice();
   }
   const at::Device place(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device));
   Call call{OpType::BARRIER, "hccl::barrier", {}, {at::empty({0}, at::TensorOptions().device(place))}, {}};

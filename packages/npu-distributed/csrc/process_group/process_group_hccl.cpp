@@ -48,11 +48,8 @@ ProcessGroupHCCL::ProcessGroupHCCL(c10::intrusive_ptr<c10d::Store> store, int ra
       environment_(Environment::Read()) {
   TORCH_CHECK_VALUE(rank >= 0 && rank < size, "ProcessGroupHCCL: rank should be in [0, size), but got rank ", rank,
                     " of ", size);
-  TruncateTexts(options_->hccl_config);
-  if (environment_.error_handling != ErrorHandling::kNone) {
-    watchdog_ = std::make_unique<Watchdog>(rank, environment_.error_handling,
-                                           [this](const std::string& reason) { AbortCommunicators(reason); });
-  }
+  CorrectWithWarning(options_->hccl_config);
+  StartWatching();
   init();
   LiveGroups& live = AllGroups();
   const std::lock_guard lock(live.mutex);
@@ -85,8 +82,15 @@ uint64_t ProcessGroupHCCL::getSequenceNumberForGroup() {
 }
 
 void ProcessGroupHCCL::eagerConnectSingleDevice(at::Device device) {
+  TORCH_CHECK_VALUE(device.type() == c10::DeviceType::PrivateUse1,
+                    "eager_connect_single_device: expected an npu device, but got ", device);
+  const int index = device.has_index() ? device.index() : CurrentDevice();
   const std::lock_guard lock(mutex_);
-  CommunicatorOn(device.index());
+  CommunicatorOn(index);
+}
+
+void ProcessGroupHCCL::ClearWatchedWorks() {
+  if (watchdog_) watchdog_->Clear();
 }
 
 void ProcessGroupHCCL::shutdown() {
@@ -100,14 +104,20 @@ void ProcessGroupHCCL::shutdown() {
   if (limit.count() == 0) limit = std::chrono::hours(24 * 365);
   CloseCommunicators(limit);
   watchdog_.reset();
+  diagnosis_->End();
 }
 
-void ShutdownAllGroups(std::chrono::milliseconds limit) {
+void ShutdownAllGroups(std::chrono::milliseconds limit, const std::function<void()>& before_end) {
   std::set<ProcessGroupHCCL*> groups;
   {
     LiveGroups& live = AllGroups();
     const std::lock_guard lock(live.mutex);
     groups = live.groups;
+  }
+  for (ProcessGroupHCCL* group : groups) {
+    if (!group->MustEndProcess()) continue;
+    before_end();
+    group->EndProcess();
   }
   for (ProcessGroupHCCL* group : groups) {
     group->setTimeout(limit);

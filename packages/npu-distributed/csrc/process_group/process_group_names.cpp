@@ -4,16 +4,6 @@
 #include "process_group/process_group_hccl.h"
 
 namespace npu::distributed {
-namespace {
-
-int CurrentDevice() {
-  int32_t device = 0;
-  CheckRuntime(Runtime().current_device(&device), "reading the current device");
-  return device;
-}
-
-}  // namespace
-
 std::string ProcessGroupHCCL::CommName(int rank, bool create) {
   TORCH_CHECK(rank >= 0, "get_hccl_comm_name: rankid should not be negative, but got ", rank);
   const int device = CurrentDevice();

@@ -58,8 +58,7 @@ at::Tensor ProcessGroupHCCL::RegisterWindow(int64_t bytes, const std::vector<int
     TORCH_CHECK_VALUE(peer >= 0 && peer < size_, "_window_register_and_exchange: peer_ranks should be in [0, ", size_,
                       "), but got ", peer);
   }
-  int32_t device = 0;
-  CheckRuntime(Runtime().current_device(&device), "reading the current device");
+  const int device = CurrentDevice();
   const std::lock_guard lock(mutex_);
   TORCH_CHECK(!window_.defined(), "_window_register_and_exchange: a window of ",
               window_.defined() ? window_.numel() : 0, " bytes is registered already; a group has one");

@@ -27,6 +27,12 @@ void CheckRuntime(npu_status status, const char* what) {
   TORCH_CHECK(status == NPU_OK, "hccl: ", what, " failed: ", Runtime().last_error());
 }
 
+int CurrentDevice() {
+  int32_t device = 0;
+  CheckRuntime(Runtime().current_device(&device), "reading the current device");
+  return device;
+}
+
 c10::Stream AsTorchStream(npu_stream* stream, int device) {
   return c10::Stream(c10::Stream::UNSAFE,
                      c10::Device(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device)),

@@ -16,6 +16,8 @@ const npu_runtime_api& Runtime();
 /// Throws c10::Error with the runtime's text unless `status` is NPU_OK.
 void CheckRuntime(npu_status status, const char* what);
 
+int CurrentDevice();
+
 /// The stream as torch names it.
 c10::Stream AsTorchStream(npu_stream* stream, int device);
 
