@@ -19,11 +19,6 @@ namespace npu::distributed {
 /// Payloads up to this size travel in the page itself: one meeting instead of two, no mapping of peer memory.
 inline constexpr size_t kInlineBytes = 8192;
 
-struct RegionSlot {
-  npu_memory_handle handle;
-  uint64_t bytes;
-};
-
 /// A rank's announcement.  There are two per rank, used in turn: a rank can be at most one call ahead of the slowest,
 /// because Meet waits for everybody, so the announcement of the call before stays readable.
 struct AnnouncementHeader {
@@ -79,7 +74,8 @@ class ControlPage {
   std::atomic<uint32_t>& joined();
   RankState& state(int rank);
   AnnouncementHeader& header(int rank, uint64_t call);
-  RegionSlot* regions(int rank, uint64_t call);
+  uint64_t* region_bytes(int rank, uint64_t call);
+  npu_memory_handle* region_handles(int rank, uint64_t call);
   std::byte* payload(int rank, uint64_t call);
   size_t region_capacity() const { return region_capacity_; }
   Mailbox& mailbox(int from, int to);

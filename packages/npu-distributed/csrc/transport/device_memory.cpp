@@ -7,7 +7,20 @@
 
 namespace npu::distributed {
 
-static constexpr size_t kMostRecentImports = 1024;
+size_t ExportCache::Hash::operator()(const Place& place) const noexcept {
+  return std::hash<const void*>{}(place.address) * 31 + place.bytes;
+}
+
+npu_memory_handle ExportCache::Handle(const void* address, size_t bytes) {
+  const Place place{address, bytes};
+  if (const auto found = recent_.find(place); found != recent_.end()) return found->second;
+  if (recent_.size() >= kMostRecentHandles) {
+    older_.clear();
+    recent_.swap(older_);
+  }
+  if (auto node = older_.extract(place); !node.empty()) return recent_.insert(std::move(node)).position->second;
+  return recent_.emplace(place, memory_.Export(address, bytes)).first->second;
+}
 
 size_t ImportCache::Hash::operator()(const npu_memory_handle& handle) const noexcept {
   return std::hash<std::string_view>{}(
@@ -30,7 +43,7 @@ void* ImportCache::Address(int rank, const npu_memory_handle& handle, size_t byt
   auto& [recent, older] = imports_[static_cast<size_t>(rank)];
   auto found = recent.find(handle);
   if (found == recent.end()) {
-    if (recent.size() >= kMostRecentImports) {
+    if (recent.size() >= kMostRecentHandles) {
       Drop(older);
       recent.swap(older);
     }

@@ -21,8 +21,34 @@ class DeviceMemory {
   virtual void Close(void* address) noexcept = 0;
 };
 
-/// Imports of one group, kept open so that a buffer used again costs one hash lookup.  Of every rank the 1024 handles
-/// used last stay open, and at most twice as many: a program that keeps sending new buffers does not grow the cache.
+/// How many handles of a cache stay because they were used last; at most twice as many are held.  A training step uses
+/// its buffers again, and a program that keeps sending new ones does not grow a cache.
+inline constexpr size_t kMostRecentHandles = 1024;
+
+/// Handles of this process's memory.  Making one asks the operating system, which takes longer than a short collective.
+class ExportCache {
+ public:
+  explicit ExportCache(DeviceMemory& memory) : memory_(memory) {}
+
+  npu_memory_handle Handle(const void* address, size_t bytes);
+
+ private:
+  struct Place {
+    const void* address;
+    size_t bytes;
+    bool operator==(const Place&) const = default;
+  };
+  struct Hash {
+    size_t operator()(const Place& place) const noexcept;
+  };
+  using Table = std::unordered_map<Place, npu_memory_handle, Hash>;
+
+  DeviceMemory& memory_;
+  Table recent_;
+  Table older_;
+};
+
+/// Imports of one group, kept open so that a buffer used again costs one hash lookup.
 ///
 /// Equal handles name equal memory for as long as the exporter lives: a handle is a place in an arena, not a lifetime.
 class ImportCache {

@@ -14,6 +14,9 @@ namespace {
 // About 3 us of pauses, then about 30 us of yields (each yield costs 0.3-1 us when no one else wants the core).
 constexpr uint32_t kPauseSteps = 100;
 constexpr uint32_t kYieldSteps = 60;
+// A yield that takes longer let someone else run.  If that was not the awaited peer, waiting goes on asleep: who wakes
+// up runs soon, who keeps yielding on a busy machine gets his turn last.
+constexpr std::chrono::microseconds kLongYield{50};
 
 void Pause() noexcept {
 #if defined(__x86_64__)
@@ -46,8 +49,9 @@ bool detail::SpinStep(uint32_t step) noexcept {
     return true;
   }
   if (step < kPauseSteps + kYieldSteps) {
+    const auto before = std::chrono::steady_clock::now();
     sched_yield();
-    return true;
+    return std::chrono::steady_clock::now() - before < kLongYield;
   }
   return false;
 }

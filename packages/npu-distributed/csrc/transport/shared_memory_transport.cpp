@@ -1,5 +1,6 @@
 #include "transport/shared_memory_transport.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "transport/comm_error.h"
@@ -14,7 +15,7 @@ SharedMemoryTransport::SharedMemoryTransport(Meeting meeting, int rank, DeviceMe
       size_(static_cast<int>(meeting.ranks.size())),
       page_(std::move(meeting.page)),
       peers_(*page_, std::move(meeting.ranks), rank, limit),
-      memory_(memory),
+      exports_(memory),
       imports_(memory, size_),
       mailboxes_(peers_, *page_, memory) {
   own_regions_.reserve(page_->region_capacity());
@@ -70,6 +71,12 @@ void SharedMemoryTransport::WaitForPeers(const char* purpose, std::atomic<uint64
 void SharedMemoryTransport::Meet(const Call& call, std::span<const std::byte> payload,
                                  std::span<const Region> regions) {
   peers_.ThrowIfFailed();
+  if (payload.size() > kInlineBytes || regions.size() > page_->region_capacity()) {
+    throw CommError(NPU_ERROR_INVALID_ARGUMENT, "hccl: a call announces at most " + std::to_string(kInlineBytes) +
+                                                    " bytes and " + std::to_string(page_->region_capacity()) +
+                                                    " regions, but this one " + std::to_string(payload.size()) +
+                                                    " and " + std::to_string(regions.size()));
+  }
   ++call_;
   AnnouncementHeader& header = page_->header(rank_, call_);
   header.call = call;
@@ -77,11 +84,12 @@ void SharedMemoryTransport::Meet(const Call& call, std::span<const std::byte> pa
   header.region_count = static_cast<uint32_t>(regions.size());
   if (!payload.empty()) std::memcpy(page_->payload(rank_, call_), payload.data(), payload.size());
   own_regions_.assign(regions.begin(), regions.end());
-  RegionSlot* slots = page_->regions(rank_, call_);
+  uint64_t* bytes = page_->region_bytes(rank_, call_);
+  npu_memory_handle* handles = page_->region_handles(rank_, call_);
   try {
     for (size_t i = 0; i < regions.size(); ++i) {
-      slots[i].bytes = regions[i].bytes;
-      if (regions[i].bytes != 0) slots[i].handle = memory_.Export(regions[i].address, regions[i].bytes);
+      bytes[i] = regions[i].bytes;
+      if (payload.empty() && bytes[i] != 0) handles[i] = exports_.Handle(regions[i].address, regions[i].bytes);
     }
   } catch (const CommError& error) {
     peers_.Fail(error.status(), error.what());
@@ -103,21 +111,28 @@ void SharedMemoryTransport::Meet(const Call& call, std::span<const std::byte> pa
 const Call& SharedMemoryTransport::CallOf(int rank) const { return page_->header(rank, call_).call; }
 
 std::span<const std::byte> SharedMemoryTransport::PayloadOf(int rank) const {
-  return {page_->payload(rank, call_), page_->header(rank, call_).payload_bytes};
+  const size_t bytes = page_->header(rank, call_).payload_bytes;
+  return {page_->payload(rank, call_), std::min(bytes, kInlineBytes)};
+}
+
+size_t SharedMemoryTransport::RegionBytes(int rank, size_t index) const {
+  const bool announced = index < page_->header(rank, call_).region_count && index < page_->region_capacity();
+  return announced ? page_->region_bytes(rank, call_)[index] : 0;
 }
 
 std::span<std::byte> SharedMemoryTransport::RegionOf(int rank, size_t index) {
-  if (rank == rank_) {
-    if (index >= own_regions_.size()) return {};
-    return {static_cast<std::byte*>(own_regions_[index].address), own_regions_[index].bytes};
-  }
-  if (index >= page_->header(rank, call_).region_count) return {};
-  const RegionSlot& slot = page_->regions(rank, call_)[index];
-  if (slot.bytes == 0) return {};
+  const size_t bytes = RegionBytes(rank, index);
+  if (bytes == 0) return {};
+  if (rank == rank_) return {static_cast<std::byte*>(own_regions_[index].address), bytes};
+  if (page_->header(rank, call_).payload_bytes != 0) return {};
   try {
-    return {static_cast<std::byte*>(imports_.Address(rank, slot.handle, slot.bytes)), slot.bytes};
+    const npu_memory_handle& handle = page_->region_handles(rank, call_)[index];
+    return {static_cast<std::byte*>(imports_.Address(rank, handle, bytes)), bytes};
   } catch (const CommError& error) {
-    peers_.Fail(error.status(), error.what());
+    const std::string gone = peers_.WhyGone(rank);
+    if (gone.empty()) peers_.Fail(error.status(), error.what());
+    peers_.Fail(NPU_ERROR_SYSTEM, "EI0002: hccl: " + gone + " while this rank maps its memory in " +
+                                      Describe(CallOf(rank_)) + " number " + std::to_string(call_));
   }
 }
 

@@ -26,8 +26,10 @@ class SharedMemoryTransport final : public Transport {
   size_t region_capacity() const override { return page_->region_capacity(); }
 
   void Meet(const Call& call, std::span<const std::byte> payload, std::span<const Region> regions) override;
+  uint64_t call_number() const override { return call_; }
   const Call& CallOf(int rank) const override;
   std::span<const std::byte> PayloadOf(int rank) const override;
+  size_t RegionBytes(int rank, size_t index) const override;
   std::span<std::byte> RegionOf(int rank, size_t index) override;
   bool ClaimPiece(int owner, uint32_t pieces, uint32_t* piece) override;
   void Part() override;
@@ -48,7 +50,7 @@ class SharedMemoryTransport final : public Transport {
   const int size_;
   std::unique_ptr<ControlPage> page_;
   Peers peers_;
-  DeviceMemory& memory_;
+  ExportCache exports_;
   ImportCache imports_;
   Mailboxes mailboxes_;
   uint64_t call_ = 0;

@@ -40,12 +40,18 @@ class Transport {
   /// Most regions one call can announce.
   virtual size_t region_capacity() const = 0;
 
-  /// Announces `call`, the payload and the regions, and waits until every rank has announced its own.
+  /// Announces `call`, the payload and the regions, and waits until every rank has announced its own.  Beside a payload
+  /// the regions tell their sizes only: peers cannot address them.
   virtual void Meet(const Call& call, std::span<const std::byte> payload, std::span<const Region> regions) = 0;
+
+  /// How many times Meet was called: the same number on every rank.
+  virtual uint64_t call_number() const = 0;
 
   /// What `rank` announced at the last Meet; valid until the next one.
   virtual const Call& CallOf(int rank) const = 0;
   virtual std::span<const std::byte> PayloadOf(int rank) const = 0;
+  /// Size of region `index` of `rank`, 0 when it announced none.
+  virtual size_t RegionBytes(int rank, size_t index) const = 0;
   /// Region `index` of `rank`, addressable here; its own region for the own rank.  Empty when it was announced so.
   virtual std::span<std::byte> RegionOf(int rank, size_t index) = 0;
 

@@ -98,13 +98,12 @@ void AllGatherUneven(Rank& self) {
   }
 }
 
-void ScatterFamily(Rank& self) {
-  const size_t count = 40013;
+void ScatterFamilyOf(Rank& self, size_t count, int roots) {
   const auto size = static_cast<size_t>(self.size);
   const auto fill = [&](int source, int target, size_t i) {
     return source * 1000 + target * 100 + static_cast<int>(i % 50);
   };
-  for (int root = 0; root < self.size; ++root) {
+  for (int root = 0; root < roots; ++root) {
     self.memory.Reset();
     std::vector<Region> inputs;
     std::vector<Region> outputs;
@@ -144,6 +143,61 @@ void ScatterFamily(Rank& self) {
   }
 }
 
+void ScatterFamily(Rank& self) {
+  for (const size_t count : {0ul, 7ul, 600ul, 40013ul}) ScatterFamilyOf(self, count, self.size);
+}
+
+// Sizes from which stores go past the caches, and no multiple of any block.
+void LargeBuffers(Rank& self) {
+  ScatterFamilyOf(self, 2500013, 1);
+  self.memory.Reset();
+  const size_t count = 3000007;
+  std::vector<Region> outputs;
+  auto* whole = self.memory.Allocate<int32_t>(count * static_cast<size_t>(self.size));
+  for (int rank = 0; rank < self.size; ++rank) {
+    outputs.push_back(RegionOf(whole + static_cast<size_t>(rank) * count, count * 4));
+  }
+  // In place, as sharded parameters are gathered.
+  auto* mine = static_cast<int32_t*>(outputs[static_cast<size_t>(self.rank)].address);
+  for (size_t i = 0; i < count; ++i) mine[i] = static_cast<int32_t>(i) * 3 + self.rank;
+  AllGather(self.transport, ElementType::kInt32, outputs[static_cast<size_t>(self.rank)], outputs);
+  for (size_t i = 0; i < count * static_cast<size_t>(self.size); ++i) {
+    EXPECT(whole[i] == static_cast<int32_t>(i % count) * 3 + static_cast<int32_t>(i / count));
+  }
+  for (int root = 0; root < 2; ++root) {
+    std::memset(whole, self.rank, count * 8);
+    Broadcast(self.transport, ElementType::kInt32, root, RegionOf(whole, count * 8));
+    for (size_t i = 0; i < count * 2; ++i) EXPECT(whole[i] == 0x01010101 * root);
+  }
+}
+
+// Sizes of every pair of ranks differ, and some ranks send little while others send much.
+void AllToAllUneven(Rank& self) {
+  for (const size_t unit : {1ul, 500ul, 30000ul}) {
+    self.memory.Reset();
+    const auto count = [&](int from, int to) {
+      return from == 1 ? size_t{3} : unit * static_cast<size_t>((from + 2 * to) % 4);
+    };
+    std::vector<Region> inputs;
+    std::vector<Region> outputs;
+    for (int peer = 0; peer < self.size; ++peer) {
+      auto* part = self.memory.Allocate<int16_t>(count(self.rank, peer));
+      for (size_t i = 0; i < count(self.rank, peer); ++i) {
+        part[i] = static_cast<int16_t>(i * 5 + static_cast<size_t>(self.rank * 16 + peer));
+      }
+      inputs.push_back(RegionOf(part, count(self.rank, peer) * 2));
+      outputs.push_back(RegionOf(self.memory.Allocate<int16_t>(count(peer, self.rank)), count(peer, self.rank) * 2));
+    }
+    AllToAll(self.transport, ElementType::kInt16, inputs, outputs);
+    for (int peer = 0; peer < self.size; ++peer) {
+      const auto* part = static_cast<const int16_t*>(outputs[static_cast<size_t>(peer)].address);
+      for (size_t i = 0; i < count(peer, self.rank); ++i) {
+        EXPECT(part[i] == static_cast<int16_t>(i * 5 + static_cast<size_t>(peer * 16 + self.rank)));
+      }
+    }
+  }
+}
+
 // Many calls of changing sizes: any slip in the turn-taking of slots or piece counters shows here.
 void ManyCalls(Rank& self) {
   self.memory.Reset();
@@ -177,6 +231,8 @@ void MismatchedCalls(Rank& self) {
     }
   });
   EXPECT(Contains(text, "EI0005") && Contains(text, "all_reduce(16 x float32") && Contains(text, "broadcast(16"));
+  EXPECT(
+      Contains(text, "call number 1: rank 0 all_reduce(16 x float32, op=SUM), rank 1 broadcast(16 x float32, root=1)"));
   // The group stays failed, so no rank can go on with wrong data.
   EXPECT(Contains(ErrorOf([&] { Barrier(self.transport); }), "EI0005"));
 }
@@ -189,13 +245,105 @@ void MismatchedCounts(Rank& self) {
   EXPECT(Contains(text, "90000 x float32") && Contains(text, "70 x float32"));
 }
 
+// The sizes of an uneven call clash between two ranks: all ranks say which, and nobody's memory was touched.
+void MismatchedSplits(Rank& self) {
+  self.memory.Reset();
+  auto* data = self.memory.Allocate<int32_t>(400000);
+  for (size_t i = 0; i < 400000; ++i) data[i] = -1;
+  std::vector<Region> outputs(static_cast<size_t>(self.size));
+  std::vector<Region> inputs(static_cast<size_t>(self.size));
+  inputs[0] = RegionOf(data, 4000);
+  if (self.rank == 0) {
+    for (Region& output : outputs) output = RegionOf(data + 200000, 4000);
+    outputs.back().bytes = 4004;
+  }
+  const std::string text = ErrorOf([&] { AllToAll(self.transport, ElementType::kInt32, inputs, outputs); });
+  const std::string last = std::to_string(self.size - 1);
+  EXPECT(Contains(text, "EI0005") && Contains(text, "call number 1:"));
+  EXPECT(Contains(text, "rank " + last + " sends 1000 x int32 to rank 0, which expects 1001 x int32"));
+  for (size_t i = 0; i < 400000; ++i) EXPECT(data[i] == -1);
+}
+
+// One rank sends its bytes in the announcement, the other offers memory.
+void PayloadAgainstRegions(Rank& self) {
+  auto* data = self.memory.Allocate<float>(100000);
+  const std::string text = ErrorOf([&] {
+    if (self.rank == 0) {
+      Reduce(self.transport, ElementType::kFloat32, ReduceKind::kSum, 1.0, 0, RegionOf(data, 64));
+    } else {
+      ReduceScatter(self.transport, ElementType::kFloat32, ReduceKind::kSum, 1.0,
+                    std::vector<Region>(static_cast<size_t>(self.size), RegionOf(data, 80000)), RegionOf(data, 80000));
+    }
+  });
+  EXPECT(Contains(text, "EI0005") && Contains(text, "rank 0 reduce(16 x float32, op=SUM, root=0)"));
+}
+
+// A rank is killed while it works on a piece: the others do their part, miss it at the end and say so.
+void KilledInACall(Rank& self) {
+  const size_t count = 2000000;
+  auto* data = self.memory.Allocate<float>(count);
+  for (size_t i = 0; i < count; ++i) data[i] = 1.0f;
+  Barrier(self.transport);
+  if (self.rank == 1) {
+    // The same call, up to its first piece.
+    const Region region = RegionOf(data, count * 4);
+    self.transport.Meet({CallKind::kAllReduce, ElementType::kFloat32, ReduceKind::kSum, -1, count, 1.0}, {},
+                        {&region, 1});
+    uint32_t piece = 0;
+    EXPECT(self.transport.ClaimPiece(1, 1000, &piece));
+    kill(getpid(), SIGKILL);
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  const std::string text = ErrorOf(
+      [&] { AllReduce(self.transport, ElementType::kFloat32, ReduceKind::kSum, 1.0, RegionOf(data, count * 4)); });
+  EXPECT(Contains(text, "EI0002") && Contains(text, "rank 1 (process"));
+  EXPECT(Contains(text, "all_reduce(2000000 x float32, op=SUM) number 2"));
+  EXPECT(std::chrono::steady_clock::now() - begin < kPromptly);
+}
+
+// Killed between two calls that follow each other without a pause, wherever that is.
+void KilledAtAnyTime(Rank& self) {
+  auto* data = self.memory.Allocate<float>(300000);
+  std::thread killer;
+  if (self.rank == 1) {
+    killer = std::thread([] {
+      usleep(30 * 1000);
+      kill(getpid(), SIGKILL);
+    });
+  }
+  const std::string text = ErrorOf([&] {
+    for (;;) AllReduce(self.transport, ElementType::kFloat32, ReduceKind::kMax, 1.0, RegionOf(data, 1200000));
+  });
+  EXPECT(Contains(text, "EI0002") && Contains(text, "rank 1 (process"));
+}
+
+double CpuSeconds() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
+// Waiting costs next to nothing once the first microseconds have passed.
+void WaitingSleeps(Rank& self) {
+  Barrier(self.transport);
+  uint8_t byte = 0;
+  const Transfer receive{false, 0, ElementType::kUInt8, RegionOf(&byte, 1)};
+  const Transfer send{true, 1, ElementType::kUInt8, RegionOf(&byte, 1)};
+  const double begin = CpuSeconds();
+  if (self.rank == 0) usleep(1000 * 1000);
+  Barrier(self.transport);
+  if (self.rank == 0) usleep(1000 * 1000);
+  if (self.rank < 2) self.transport.mailboxes().Exchange({self.rank == 0 ? &send : &receive, 1});
+  EXPECT(CpuSeconds() - begin < 0.1);  // of two seconds
+}
+
 void PeerDies(Rank& self) {
   Barrier(self.transport);
   if (self.rank == self.size - 1) _exit(0);  // without Leave: as a crash
   const auto begin = std::chrono::steady_clock::now();
   const std::string text = ErrorOf([&] { Barrier(self.transport); });
   EXPECT(Contains(text, "EI0002") && Contains(text, "rank " + std::to_string(self.size - 1)));
-  EXPECT(std::chrono::steady_clock::now() - begin < std::chrono::seconds(3));
+  EXPECT(std::chrono::steady_clock::now() - begin < kPromptly);
 }
 
 void PeerLeaves(Rank& self) {
@@ -205,9 +353,13 @@ void PeerLeaves(Rank& self) {
 }
 
 void TimesOut(Rank& self) {
+  auto* data = self.memory.Allocate<int32_t>(3);
+  AllReduce(self.transport, ElementType::kInt32, ReduceKind::kMax, 1.0, RegionOf(data, 12));
   if (self.rank == 0) {
     const std::string text = ErrorOf([&] { Barrier(self.transport); });
-    EXPECT(Contains(text, "EI0002") && Contains(text, "HCCL_EXEC_TIMEOUT") && Contains(text, "rank(s) 1"));
+    EXPECT(Contains(text, "EI0002") && Contains(text, "HCCL_EXEC_TIMEOUT") &&
+           Contains(text, "rank(s) 1; rank 1 (process"));
+    EXPECT(Contains(text, "its last collective was number 1, all_reduce(3 x int32, op=MAX)"));
   } else {
     usleep(1500 * 1000);
   }
@@ -225,33 +377,53 @@ void AbortWakes(Rank& self) {
   });
   const auto begin = std::chrono::steady_clock::now();
   EXPECT(Contains(ErrorOf([&] { Barrier(self.transport); }), "called off"));
-  EXPECT(std::chrono::steady_clock::now() - begin < std::chrono::seconds(2));
+  EXPECT(std::chrono::steady_clock::now() - begin < kPromptly);
   killer.join();
 }
 
-void MeasureBandwidth(Rank& self) {
-  const size_t bytes = 64u << 20;
-  float* data = self.memory.Allocate<float>(bytes / 4);
-  std::memset(data, 0, bytes);
+/// Median seconds of a call on this rank, each begun together.
+template <class Call>
+double MedianSeconds(Rank& self, int rounds, Call call) {
   std::vector<double> times;
-  for (int round = 0; round < 12; ++round) {
+  for (int round = 0; round < rounds; ++round) {
     Barrier(self.transport);
     const auto begin = std::chrono::steady_clock::now();
-    AllReduce(self.transport, ElementType::kFloat32, ReduceKind::kSum, 1.0, RegionOf(data, bytes));
+    call();
     times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   }
   std::sort(times.begin(), times.end());
-  if (self.rank == 0) {
-    std::printf("all_reduce 64 MiB float32: median %.2f ms, busbw %.1f GB/s\n", times[times.size() / 2] * 1e3,
-                static_cast<double>(bytes) / times[times.size() / 2] / 1e9);
+  return times[times.size() / 2];
+}
+
+void Measure(Rank& self) {
+  const auto size = static_cast<size_t>(self.size);
+  const size_t most = 64u << 20;
+  auto* whole = self.memory.Allocate<std::byte>(most);
+  auto* other = self.memory.Allocate<std::byte>(most);
+  auto* part = self.memory.Allocate<std::byte>(most / size);
+  std::memset(whole, 0, 2 * most + most / size);
+  const auto parts = [&](std::byte* base, size_t bytes) {
+    std::vector<Region> regions;
+    for (size_t i = 0; i < size; ++i) regions.push_back(RegionOf(base + i * (bytes / size), bytes / size));
+    return regions;
+  };
+  const auto report = [&](const char* name, size_t bytes, int rounds, const std::function<void()>& call) {
+    const double seconds = MedianSeconds(self, rounds, call);
+    if (self.rank == 0) std::printf("%-16s %9zu bytes: median %9.2f us\n", name, bytes, seconds * 1e6);
+  };
+  for (const size_t bytes : {size_t{1} << 10, size_t{1} << 16, size_t{4} << 20, size_t{16} << 20, most}) {
+    const int rounds = bytes > (1u << 20) ? 25 : 2000;
+    const ElementType type = ElementType::kFloat32;
+    const Region all = RegionOf(whole, bytes);
+    const Region mine = RegionOf(part, bytes / size);
+    report("all_reduce", bytes, rounds, [&] { AllReduce(self.transport, type, ReduceKind::kSum, 1.0, all); });
+    report("all_gather", bytes, rounds, [&] { AllGather(self.transport, type, mine, parts(whole, bytes)); });
+    report("reduce_scatter", bytes, rounds,
+           [&] { ReduceScatter(self.transport, type, ReduceKind::kSum, 1.0, parts(whole, bytes), mine); });
+    report("all_to_all", bytes, rounds,
+           [&] { AllToAll(self.transport, type, parts(whole, bytes), parts(other, bytes)); });
+    report("broadcast", bytes, rounds, [&] { Broadcast(self.transport, type, 0, all); });
   }
-  const int rounds = 5000;
-  const auto begin = std::chrono::steady_clock::now();
-  for (int round = 0; round < rounds; ++round) {
-    AllReduce(self.transport, ElementType::kFloat32, ReduceKind::kSum, 1.0, RegionOf(data, 1024));
-  }
-  const double each = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / rounds;
-  if (self.rank == 0) std::printf("all_reduce 1 KiB float32: %.2f us\n", each * 1e6);
 }
 
 void DifferentMachines() {
@@ -276,7 +448,8 @@ void DifferentMachines() {
 
 int main(int argc, char** argv) {
   if (argc > 1 && std::string(argv[1]) == "--measure") {
-    return RunRanks("measure", 2, MeasureBandwidth, {std::chrono::seconds(20), 128u << 20}) ? 0 : 1;
+    const int size = argc > 2 ? std::atoi(argv[2]) : 2;
+    return RunRanks("measure", size, Measure, {.arena_bytes = 200u << 20}) ? 0 : 1;
   }
   bool passed = true;
   try {
@@ -285,18 +458,25 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", error.what());
     passed = false;
   }
-  for (const int size : {1, 2, 3}) {
+  for (const int size : {1, 2, 3, 8}) {
     passed &= RunRanks("all_reduce sizes", size, AllReduceSizes);
     passed &= RunRanks("all_reduce kinds", size, AllReduceKinds);
     passed &= RunRanks("broadcast from every root", size, BroadcastEveryRoot);
     passed &= RunRanks("all_gather, uneven", size, AllGatherUneven);
     passed &= RunRanks("reduce_scatter, all_to_all, scatter, gather", size, ScatterFamily);
+    passed &= RunRanks("all_to_all, uneven", size, AllToAllUneven);
     passed &= RunRanks("imports are cached", size, ImportsAreCached);
   }
   for (const int size : {2, 3}) {
     passed &= RunRanks("many calls", size, ManyCalls);
     passed &= RunRanks("mismatched calls", size, MismatchedCalls);
     passed &= RunRanks("mismatched counts", size, MismatchedCounts);
+    passed &= RunRanks("large buffers", size, LargeBuffers, {.arena_bytes = 160u << 20});
+    passed &= RunRanks("mismatched splits", size, MismatchedSplits);
+    passed &= RunRanks("payload against regions", size, PayloadAgainstRegions);
+    passed &= RunRanks("killed in a call", size, KilledInACall, {.killed = 1});
+    passed &= RunRanks("killed at any time", size, KilledAtAnyTime, {.killed = 1});
+    passed &= RunRanks("waiting sleeps", size, WaitingSleeps);
     passed &= RunRanks("a peer dies", size, PeerDies);
     passed &= RunRanks("a peer leaves", size, PeerLeaves);
   }

@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -71,10 +72,17 @@ class FileMemory final : public DeviceMemory {
     close(fd);
     if (address == MAP_FAILED) throw CommError(NPU_ERROR_SYSTEM, "import: mmap");
     const std::lock_guard lock(mutex_);
-    mapped_.emplace_back(address, bytes + skip);
+    mapped_[address] = bytes + skip;
     return static_cast<std::byte*>(address) + skip;
   }
-  void Close(void*) noexcept override { ++closes; }
+  void Close(void* address) noexcept override {
+    ++closes;
+    void* page = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(address) / 4096 * 4096);
+    const std::lock_guard lock(mutex_);
+    const auto found = mapped_.find(page);
+    munmap(page, found->second);
+    mapped_.erase(found);
+  }
 
   std::atomic<int> exports = 0;
   std::atomic<int> imports = 0;
@@ -92,7 +100,7 @@ class FileMemory final : public DeviceMemory {
   std::byte* base_ = nullptr;
   size_t used_ = 0;
   std::mutex mutex_;
-  std::vector<std::pair<void*, size_t>> mapped_;
+  std::map<void*, size_t> mapped_;
 };
 
 /// A key-value store in memory shared by the forked ranks.
@@ -142,6 +150,9 @@ struct SharedStore {
   }
 };
 
+/// Far below the limit of a wait, far above the pause of a process on a busy machine.
+inline constexpr std::chrono::seconds kPromptly{10};
+
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -177,7 +188,7 @@ inline bool RunRanks(const char* name, int size, const std::function<void(Rank&)
       children.push_back(pid);
       continue;
     }
-    alarm(60);
+    alarm(120);
     int status = 0;
     try {
       FileMemory memory(options.arena_bytes);
