@@ -39,7 +39,11 @@ def reduced(size: int, count: int, dtype: torch.dtype, op: str) -> torch.Tensor:
     exact = parts.double()
     if op == "AVG":
         mean = exact.sum(0) / size
-        return (mean.float() if dtype.itemsize < 4 else mean).to(dtype) if dtype.is_floating_point else mean.trunc().to(dtype)
+        return (
+            (mean.float() if dtype.itemsize < 4 else mean).to(dtype)
+            if dtype.is_floating_point
+            else mean.trunc().to(dtype)
+        )
     return {"SUM": exact.sum(0), "PRODUCT": exact.prod(0), "MIN": exact.amin(0), "MAX": exact.amax(0)}[op].to(dtype)
 
 
@@ -92,7 +96,9 @@ def check_rounding(rank: int, size: int, hosts: list[int]) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         for count in (500, 30011):
             factors = [0.375 * (r + 1) for r in range(size)]
-            parts = [torch.rand(count, generator=torch.Generator().manual_seed(r + count)).to(dtype) for r in range(size)]
+            parts = [
+                torch.rand(count, generator=torch.Generator().manual_seed(r + count)).to(dtype) for r in range(size)
+            ]
             scaled = [part.float() * factor for part, factor in zip(parts, factors, strict=True)]
 
             def by_host(values: list[torch.Tensor]) -> torch.Tensor:
@@ -347,9 +353,7 @@ def test_failures(hosts, fresh_ranks) -> None:
 
 
 def test_messages_that_differ(hosts, fresh_ranks) -> None:
-    ranks = fresh_ranks(
-        2, **hosts(2).variables([0, 1]), TORCH_HCCL_ASYNC_ERROR_HANDLING="2", P2P_HCCL_BUFFSIZE="0"
-    )
+    ranks = fresh_ranks(2, **hosts(2).variables([0, 1]), TORCH_HCCL_ASYNC_ERROR_HANDLING="2", P2P_HCCL_BUFFSIZE="0")
     ranks.run(warm_up)
     text = ranks.run(different_messages, 1, 0)[0]  # the sender has sent before anybody looks at it
     assert "EI0005" in text and "rank 1 sends 7 x float32" in text and "rank 0 receives 9 x float32" in text, text

@@ -18,8 +18,8 @@ struct ConnectSettings {
   std::chrono::milliseconds execution_limit{};  ///< how long a call waits for peers; zero: for ever
 };
 
-/// Collective over the group; blocks.  `make_link` is called only when the ranks live on several machines.  `memory` must
-/// outlive the result.  Throws CommError.
+/// Collective over the group; blocks.  `make_link` is called only when the ranks live on several machines.  `memory`
+/// must outlive the result.  Throws CommError.
 std::unique_ptr<Collectives> Connect(const ConnectSettings& settings, KeyValueStore store, DeviceMemory& memory,
                                      const LinkFactory& make_link);
 

@@ -54,7 +54,9 @@ void Copy(void* to, const void* from, size_t bytes) {
   if (bytes != 0 && to != from) std::memmove(to, from, bytes);
 }
 
-std::span<const std::byte> BytesOf(Region region) { return {static_cast<const std::byte*>(region.address), region.bytes}; }
+std::span<const std::byte> BytesOf(Region region) {
+  return {static_cast<const std::byte*>(region.address), region.bytes};
+}
 
 Parcel ParcelOf(int peer, Region region) { return {peer, static_cast<std::byte*>(region.address), region.bytes}; }
 
@@ -191,8 +193,8 @@ void HierarchicalCollectives::CheckNeighbours() {
   for (int peer = 0; peer < peers.size(); ++peer) {
     if (peer == peers.rank() || peers.HasLeft(peer) || IsAlive(peers.ranks()[static_cast<size_t>(peer)])) continue;
     if (peers.HasLeft(peer)) continue;  // it left and ended between the two looks
-    peers.Fail(NPU_ERROR_SYSTEM, "EI0002: hccl: " + peers.NameOf(peer) +
-                                     " ended while its group waits for ranks on other hosts");
+    peers.Fail(NPU_ERROR_SYSTEM,
+               "EI0002: hccl: " + peers.NameOf(peer) + " ended while its group waits for ranks on other hosts");
   }
 }
 

@@ -97,9 +97,7 @@ class HierarchicalCollectives final : public Collectives {
   // ---- places
   const std::vector<int>& Locals() const { return hosts_.MembersOf(host_); }
   bool IsLocal(int rank) const { return hosts_.HostOf(rank) == host_; }
-  std::span<std::byte> RegionOf(int local, size_t index) {
-    return transport_.RegionOf(hosts_.IndexOf(local), index);
-  }
+  std::span<std::byte> RegionOf(int local, size_t index) { return transport_.RegionOf(hosts_.IndexOf(local), index); }
 
   // ---- reductions (hierarchical_reductions.cpp)
   std::vector<double> LocalFactors() const;
@@ -129,8 +127,8 @@ class HierarchicalCollectives final : public Collectives {
   std::vector<std::atomic<uint64_t>> messages_sent_;
   std::vector<std::atomic<uint64_t>> messages_received_;
   std::vector<std::deque<ShortMessage>> under_way_;  ///< to each peer
-  std::vector<std::mutex> send_order_;     ///< one per peer: header and message of a send stay together
-  std::vector<std::mutex> receive_order_;  ///< the same for receives
+  std::vector<std::mutex> send_order_;               ///< one per peer: header and message of a send stay together
+  std::vector<std::mutex> receive_order_;            ///< the same for receives
 
   std::atomic<int> waiting_{0};  ///< threads that wait for the link
   std::mutex watch_mutex_;

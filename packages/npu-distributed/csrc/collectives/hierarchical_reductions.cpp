@@ -1,5 +1,5 @@
-// Reductions over hosts: every host reduces its operands to partial results, which meet at one rank, are combined in the
-// order of the hosts and rounded once.
+// Reductions over hosts: every host reduces its operands to partial results, which meet at one rank, are combined in
+// the order of the hosts and rounded once.
 #include <algorithm>
 #include <cstring>
 
@@ -58,7 +58,9 @@ void RunKernel(npu_reduce_fn kernel, const std::vector<const void*>& inputs, con
   kernel(&job);
 }
 
-std::span<const std::byte> BytesOf(Region region) { return {static_cast<const std::byte*>(region.address), region.bytes}; }
+std::span<const std::byte> BytesOf(Region region) {
+  return {static_cast<const std::byte*>(region.address), region.bytes};
+}
 
 }  // namespace
 

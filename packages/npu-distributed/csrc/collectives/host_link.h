@@ -74,8 +74,8 @@ class HostLink {
   virtual void Break(npu_status status, const char* reason) noexcept = 0;
 };
 
-/// Makes the link of a group.  Collective; throws CommError.  `group` is the same number on all ranks and another one for
-/// every other group.
+/// Makes the link of a group.  Collective; throws CommError.  `group` is the same number on all ranks and another one
+/// for every other group.
 using LinkFactory = std::function<std::unique_ptr<HostLink>(uint64_t group)>;
 
 }  // namespace npu::distributed

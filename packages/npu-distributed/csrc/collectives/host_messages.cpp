@@ -75,7 +75,7 @@ void HierarchicalCollectives::Converse(Conversation& conversation) {
       const uint64_t number = ++messages_received_[slot];
       if (header.bytes != transfer->data.bytes || header.element != transfer->element || header.number != number) {
         throw CommError(NPU_ERROR_TASK_FAILED, DescribeMessageMismatch(number, peer, header.bytes, header.element,
-                                                                      rank_, transfer->data.bytes, transfer->element));
+                                                                       rank_, transfer->data.bytes, transfer->element));
       }
       if (header.inside != 0) {
         if (header.bytes != 0) std::memcpy(transfer->data.address, room.data() + sizeof header, header.bytes);

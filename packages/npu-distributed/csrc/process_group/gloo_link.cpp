@@ -194,9 +194,10 @@ BackendPtr MakeGloo(const c10::intrusive_ptr<c10d::Store>& store, int rank, int 
   const py::gil_scoped_acquire gil;
   const py::module_ c10d = py::module_::import("torch._C._distributed_c10d");
   if (!py::hasattr(c10d, "ProcessGroupGloo")) {
-    throw CommError(NPU_ERROR_NOT_SUPPORTED,
-                    "hccl: the ranks of this group live on several machines, which takes Gloo, and this torch was built "
-                    "without it; keep a group on one machine or install a torch with Gloo");
+    throw CommError(
+        NPU_ERROR_NOT_SUPPORTED,
+        "hccl: the ranks of this group live on several machines, which takes Gloo, and this torch was built "
+        "without it; keep a group on one machine or install a torch with Gloo");
   }
   const py::object kind = c10d.attr("ProcessGroupGloo");
   py::object device;

@@ -60,9 +60,10 @@ std::string DescribeMessageMismatch(uint64_t number, int from, uint64_t sent_byt
                                     uint64_t expected_bytes, ElementType expected) {
   const std::string sender = "rank " + std::to_string(from);
   const std::string receiver = "rank " + std::to_string(to);
-  return "EI0005: hccl: send and receive differ: message number " + std::to_string(number) + " from " + sender + " to " +
-         receiver + ": " + sender + " sends " + DescribeBytes(sent_bytes, sent) + ", " + receiver + " receives " +
-         DescribeBytes(expected_bytes, expected) + ". Messages of two ranks match in the order of their calls";
+  return "EI0005: hccl: send and receive differ: message number " + std::to_string(number) + " from " + sender +
+         " to " + receiver + ": " + sender + " sends " + DescribeBytes(sent_bytes, sent) + ", " + receiver +
+         " receives " + DescribeBytes(expected_bytes, expected) +
+         ". Messages of two ranks match in the order of their calls";
 }
 
 }  // namespace npu::distributed

@@ -81,8 +81,8 @@ std::unique_ptr<ControlPage> ControlPage::Open(const ProcessIdentity& creator, i
   const std::string path = "/proc/" + std::to_string(creator.pid) + "/fd/" + std::to_string(creator_fd);
   const int fd = open(path.c_str(), O_RDWR | O_CLOEXEC);
   if (fd < 0) {
-    ThrowSystem("hccl rendezvous: opening the control page of rank " + std::to_string(creator.rank) +
-                " (process " + std::to_string(creator.pid) +
+    ThrowSystem("hccl rendezvous: opening the control page of rank " + std::to_string(creator.rank) + " (process " +
+                std::to_string(creator.pid) +
                 ") failed; both processes must belong to the same user and see each other's /proc");
   }
   std::unique_ptr<ControlPage> page(new ControlPage(fd, size, regions));

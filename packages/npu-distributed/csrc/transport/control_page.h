@@ -59,9 +59,9 @@ class ControlPage {
  public:
   /// A new page with a descriptor that peers may open until Seal.  `regions`: most regions one call can announce.
   static std::unique_ptr<ControlPage> Create(int size, int regions, uint64_t nonce);
-  /// The page that `creator` holds as descriptor `creator_fd`.  Throws CommError when it cannot be opened or is another group's.
-  static std::unique_ptr<ControlPage> Open(const ProcessIdentity& creator, int creator_fd, int size,
-                                           int regions);
+  /// The page that `creator` holds as descriptor `creator_fd`.  Throws CommError when it cannot be opened or is another
+  /// group's.
+  static std::unique_ptr<ControlPage> Open(const ProcessIdentity& creator, int creator_fd, int size, int regions);
   ~ControlPage();
   ControlPage(const ControlPage&) = delete;
   ControlPage& operator=(const ControlPage&) = delete;

@@ -10,7 +10,8 @@ Peers::Peers(ControlPage& page, std::vector<ProcessIdentity> ranks, int rank, st
     : page_(page), ranks_(std::move(ranks)), rank_(rank), limit_(limit) {}
 
 std::string Peers::NameOf(int peer) const {
-  return "rank " + std::to_string(NumberOf(peer)) + " (process " + std::to_string(ranks_[static_cast<size_t>(peer)].pid) + ")";
+  return "rank " + std::to_string(NumberOf(peer)) + " (process " +
+         std::to_string(ranks_[static_cast<size_t>(peer)].pid) + ")";
 }
 
 bool Peers::HasLeft(int peer) const { return page_.state(peer).left.load(std::memory_order_acquire) != 0; }
@@ -41,8 +42,9 @@ void Peers::ThrowIfFailed() const {
   npu_status status = NPU_OK;
   const char* text = page_.failure(&rank, &status);
   if (text == nullptr) return;
-  throw CommError(status, rank == rank_ ? std::string(text)
-                                        : std::string(text) + " (reported by rank " + std::to_string(NumberOf(rank)) + ")");
+  throw CommError(status, rank == rank_
+                              ? std::string(text)
+                              : std::string(text) + " (reported by rank " + std::to_string(NumberOf(rank)) + ")");
 }
 
 void Peers::Fail(npu_status status, const std::string& text) const {

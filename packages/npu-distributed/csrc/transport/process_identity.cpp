@@ -93,8 +93,8 @@ ProcessIdentity ProcessIdentity::OfThisProcess() {
 
 std::string ProcessIdentity::Serialize() const {
   std::ostringstream out;
-  out << "hccl2 " << host << ' ' << host_id << ' ' << boot << ' ' << pid_namespace << ' ' << user << ' ' << pid << ' ' << start_time
-      << ' ' << nonce;
+  out << "hccl2 " << host << ' ' << host_id << ' ' << boot << ' ' << pid_namespace << ' ' << user << ' ' << pid << ' '
+      << start_time << ' ' << nonce;
   return out.str();
 }
 
@@ -102,8 +102,8 @@ ProcessIdentity ProcessIdentity::Parse(const std::string& text) {
   ProcessIdentity identity;
   std::istringstream in(text);
   std::string tag;
-  in >> tag >> identity.host >> identity.host_id >> identity.boot >> identity.pid_namespace >> identity.user >> identity.pid >>
-      identity.start_time >> identity.nonce;
+  in >> tag >> identity.host >> identity.host_id >> identity.boot >> identity.pid_namespace >> identity.user >>
+      identity.pid >> identity.start_time >> identity.nonce;
   if (!in || tag != "hccl2") {
     throw CommError(NPU_ERROR_INVALID_ARGUMENT,
                     "hccl rendezvous: expected the identity of a rank in the store, got \"" + text.substr(0, 80) +

@@ -92,7 +92,7 @@ Meeting Rendezvous(KeyValueStore& store, int rank, int size, std::chrono::millis
     meeting.ranks.push_back(meeting.group[static_cast<size_t>(member)]);
   }
   const auto local_size = static_cast<int>(meeting.ranks.size());
-  const int regions = 2 * size + 2;
+  const int regions = 2 * size + 2;  // a collective announces one or two for each rank of the group
   if (meeting.local_rank == 0) {
     meeting.page = ControlPage::Create(local_size, regions, meeting.ranks.front().nonce);
     store.set(PageKey(rank), std::to_string(meeting.page->fd()));

@@ -145,7 +145,10 @@ def enter(place: dict) -> None:
     """Move this process, which has one thread, to the host that `Hosts.variables` has written down for it."""
     kinds = [("user", CLONE_NEWUSER)] if place["user"] else []
     libc = ctypes.CDLL(None, use_errno=True)
-    handles = [(os.open(f"/proc/{place['pid']}/ns/{kind}", os.O_RDONLY), flag) for kind, flag in [*kinds, ("net", CLONE_NEWNET)]]
+    handles = [
+        (os.open(f"/proc/{place['pid']}/ns/{kind}", os.O_RDONLY), flag)
+        for kind, flag in [*kinds, ("net", CLONE_NEWNET)]
+    ]
     for handle, flag in handles:
         if libc.setns(handle, flag) != 0:
             raise OSError(ctypes.get_errno(), "setns")

@@ -161,8 +161,8 @@ class FakeLink final : public HostLink {
       if (!in_length && message.moved == sizeof message.length + message.length) return message.done = true;
       std::byte* to = in_length ? reinterpret_cast<std::byte*>(&message.length) + message.moved
                                 : message.data + (message.moved - sizeof message.length);
-      const size_t wanted = in_length ? sizeof message.length - message.moved
-                                      : sizeof message.length + message.length - message.moved;
+      const size_t wanted =
+          in_length ? sizeof message.length - message.moved : sizeof message.length + message.length - message.moved;
       if (!in_length && message.length > message.room) return message.lost = true;
       const ssize_t got = recv(end, to, wanted, 0);
       if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return false;

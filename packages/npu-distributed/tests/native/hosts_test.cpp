@@ -306,8 +306,8 @@ void MismatchedSizes(HostRank& self) {
 void MismatchedMessages(HostRank& self) {
   auto* data = self.memory.Allocate<float>(16);
   const int last = self.size - 1;  // on another host than rank 0
-  const Transfer transfer{self.rank == last, self.rank == last ? 0 : last, ElementType::kFloat32,
-                          {data, self.rank == last ? 12ul : 16ul}};
+  const Transfer transfer{
+      self.rank == last, self.rank == last ? 0 : last, ElementType::kFloat32, {data, self.rank == last ? 12ul : 16ul}};
   if (self.rank == 0) {
     const std::string text = ErrorOf([&] { self.group.Exchange({&transfer, 1}); });
     EXPECT(Contains(text, "EI0005") && Contains(text, "sends 3 x float32, rank 0 receives 4 x float32"));
@@ -390,7 +390,8 @@ int main() {
     std::fprintf(stderr, "%s\n", error.what());
     passed = false;
   }
-  for (const std::vector<int>& places : std::vector<std::vector<int>>{{0, 1}, {0, 0, 1, 1}, {0, 1, 0}, {0, 0, 1, 0, 2}}) {
+  for (const std::vector<int>& places :
+       std::vector<std::vector<int>>{{0, 1}, {0, 0, 1, 1}, {0, 1, 0}, {0, 0, 1, 0, 2}}) {
     passed &= RunHosts("reductions", places, AllReductions);
     passed &= RunHosts("moves", places, Moves);
     passed &= RunHosts("messages", places, Messages);

@@ -1,5 +1,6 @@
 // Every reduction kernel of every instruction set this CPU has, against a scalar reference in double precision.
 #include <cmath>
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <limits>
@@ -205,6 +206,80 @@ void TestInPlace(const std::string& isa) {
   }
 }
 
+/// Elements that every sum and product of three represents without NaN.
+std::vector<std::byte> Operand(ElementType type, size_t rank, size_t count) {
+  std::vector<std::byte> bytes(count * SizeOf(type));
+  for (size_t i = 0; i < count; ++i) {
+    const size_t mixed = i * 37 + rank * 11;
+    std::byte* at = bytes.data() + i * SizeOf(type);
+    const auto put = [&](auto value) { std::memcpy(at, &value, sizeof value); };
+    switch (type) {
+      case ElementType::kFloat32:
+        put(static_cast<float>(mixed % 997) / 64.0f - 5.0f);
+        break;
+      case ElementType::kFloat64:
+        put(static_cast<double>(mixed % 997) / 63.0 - 5.0);
+        break;
+      case ElementType::kFloat16:
+        put(static_cast<uint16_t>(0x3c00 + mixed % 1000 + (mixed % 3 == 0 ? 0x8000 : 0)));
+        break;
+      case ElementType::kBFloat16:
+        put(static_cast<uint16_t>(0x3f80 + mixed % 300 + (mixed % 3 == 0 ? 0x8000 : 0)));
+        break;
+      case ElementType::kBool:
+        put(static_cast<uint8_t>(mixed / 3 % 2));
+        break;
+      default:
+        for (size_t byte = 0; byte < SizeOf(type); ++byte) at[byte] = static_cast<std::byte>(mixed * 7 + byte * 91);
+    }
+  }
+  return bytes;
+}
+
+/// Two operands in one place and one in another give the bits of all three in one: the order is the same.
+void TestTwoSteps(const std::string& isa) {
+  const size_t count = 5003;
+  const double factors[] = {0.5, 1.25, 3.0};
+  for (size_t number = 0; number < kElementTypeCount; ++number) {
+    const auto type = static_cast<ElementType>(number);
+    for (size_t kind_number = 0; kind_number < kReduceKindCount; ++kind_number) {
+      const auto kind = static_cast<ReduceKind>(kind_number);
+      const npu_reduce_fn reduce = FindReduction(type, kind, isa);
+      const TwoStepReduction steps = FindTwoStepReduction(type, kind, isa);
+      const std::string what = isa + " " + Name(type) + " " + Name(kind) + " in two steps";
+      Check((reduce == nullptr) == (steps.partial == nullptr), what + ": there is one and not the other");
+      if (reduce == nullptr || steps.partial == nullptr) continue;
+      std::vector<std::byte> operands[3];
+      for (size_t rank = 0; rank < 3; ++rank) operands[rank] = Operand(type, rank, count);
+      const void* inputs[] = {operands[0].data(), operands[1].data(), operands[2].data()};
+      std::vector<std::byte> expected(count * SizeOf(type));
+      std::vector<std::byte> got[2] = {expected, expected};
+      std::vector<std::byte> partials[2];
+      const auto run = [&](npu_reduce_fn kernel, const void* const* from, int from_count, void* const* to, int to_count,
+                           const double* own_factors) {
+        npu_reduce_job job{};
+        job.inputs = from;
+        job.input_count = from_count;
+        job.outputs = to;
+        job.output_count = to_count;
+        job.factors = own_factors;
+        job.count = count;
+        job.divisor = 3;
+        kernel(&job);
+      };
+      void* one = expected.data();
+      run(reduce, inputs, 3, &one, 1, factors);
+      for (std::vector<std::byte>& partial : partials) partial.resize(count * steps.partial_bytes);
+      void* places[] = {partials[0].data(), partials[1].data()};
+      run(steps.partial, inputs, 2, &places[0], 1, factors);
+      run(steps.partial, inputs + 2, 1, &places[1], 1, factors + 2);
+      void* outputs[] = {got[0].data(), got[1].data()};
+      run(steps.finish, places, 2, outputs, 2, nullptr);
+      Check(got[0] == expected && got[1] == expected, what + ": other bits than in one");
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -223,6 +298,7 @@ int main() {
     TestHalf(isa, ElementType::kBFloat16, DecodeBrain, 0x7f80);
     TestWrapAndAverage(isa);
     TestInPlace(isa);
+    TestTwoSteps(isa);
     std::printf("reductions %-8s done\n", isa.c_str());
   }
   Check(FindReduction(ElementType::kFloat8E4M3, ReduceKind::kSum) == nullptr, "float8 has no reductions");
