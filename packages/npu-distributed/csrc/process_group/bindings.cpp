@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "collectives/reduction.h"
+#include "process_group/diagnosis_bindings.h"
 #include "process_group/process_group_hccl.h"
 
 namespace py = pybind11;
@@ -121,6 +122,7 @@ void BindGroup(py::module_& module) {
       .def("_delete_tcpstore_key", &ProcessGroupHCCL::DeleteStoreKeys, NoGil())
       .def("_set_default_timeout", &ProcessGroupHCCL::SetDefaultTimeout, py::arg("timeout"), NoGil())
       .def("_add_ephemeral_timeout", &ProcessGroupHCCL::AddEphemeralTimeout, py::arg("timeout"), NoGil())
+      .def("set_watchdog_status", &ProcessGroupHCCL::SetWatchdogStatus, py::arg("status"), NoGil())
       .def("clear_workmeta_list", &ProcessGroupHCCL::ClearWatchedWorks, NoGil())
       .def(
           "has_failed", [](ProcessGroupHCCL& self) { return self.getError() != c10d::ErrorType::SUCCESS; }, NoGil(),
@@ -141,10 +143,28 @@ void BindGroup(py::module_& module) {
 
 }  // namespace
 
+void BindWork(py::module_& module) {
+  py::class_<WorkHCCL, c10::intrusive_ptr<WorkHCCL>, c10d::Work>(module, "WorkHCCL",
+                                                                 "What a collective on npu tensors returns.")
+      .def("__repr__", &WorkHCCL::Describe)
+      .def("abort", &WorkHCCL::abort, NoGil(), "Ends the communicators of the group; its pending works fail.");
+}
+
 PYBIND11_MODULE(_C, module) {
   py::module_::import("torch._C._distributed_c10d");
   BindGroup(module);
-  module.def("shutdown_all_groups", &ShutdownAllGroups, py::arg("limit"), NoGil());
+  BindWork(module);
+  module.def(
+      "shutdown_all_groups",
+      [](std::chrono::milliseconds limit, const py::function& before_end) {
+        const py::gil_scoped_release no_gil;
+        ShutdownAllGroups(limit, [&before_end] {
+          const py::gil_scoped_acquire gil;
+          before_end();
+        });
+      },
+      py::arg("limit"), py::arg("before_end"));
+  BindDiagnosis(module);
   module.def("available_isas", &AvailableIsas,
              "Instruction sets whose reduction kernels this CPU can run, best first.");
 }

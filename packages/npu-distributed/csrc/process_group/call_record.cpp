@@ -2,9 +2,22 @@
 
 namespace npu::distributed {
 
+int64_t WallClock() noexcept {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
+void CallRecord::Start() noexcept {
+  started_at_.store(WallClock(), std::memory_order_release);
+  if (progress_) progress_->started.store(sequence_, std::memory_order_relaxed);
+  state_.store(State::kRunning, std::memory_order_release);
+}
+
 void CallRecord::Succeed() noexcept {
   const std::lock_guard lock(mutex_);
   if (state_.load(std::memory_order_relaxed) >= State::kDone) return;
+  ended_at_.store(WallClock(), std::memory_order_release);
+  if (progress_) progress_->completed.store(sequence_, std::memory_order_relaxed);
   state_.store(State::kDone, std::memory_order_release);
   changed_.notify_all();
 }
@@ -12,6 +25,7 @@ void CallRecord::Succeed() noexcept {
 void CallRecord::Fail(npu_status status, const std::string& text) noexcept {
   const std::lock_guard lock(mutex_);
   if (state_.load(std::memory_order_relaxed) >= State::kDone) return;
+  ended_at_.store(WallClock(), std::memory_order_release);
   status_ = status;
   text_ = text;
   state_.store(State::kFailed, std::memory_order_release);

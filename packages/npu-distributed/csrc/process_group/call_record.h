@@ -1,14 +1,16 @@
-// What became of one collective: shared by its task, its Work, the watchdog and the waiting streams.
+// What became of one collective: shared by its task, its Work, the watchdog, the recorder and the waiting streams.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <string>
 
 #include "npu/driver.h"
+#include "process_group/group_identity.h"
 
 namespace npu::distributed {
 
@@ -16,11 +18,18 @@ class CallRecord {
  public:
   enum class State : int { kQueued, kRunning, kDone, kFailed };
 
+  /// This is collective number `sequence` of the group whose progress that is.  To be said before the task is queued; a
+  /// task that is several collectives counts as the last one.
+  void CountAs(std::shared_ptr<GroupProgress> progress, int64_t sequence) noexcept {
+    progress_ = std::move(progress);
+    sequence_ = sequence;
+  }
+
   State state() const noexcept { return state_.load(std::memory_order_acquire); }
   bool finished() const noexcept { return state() >= State::kDone; }
   bool failed() const noexcept { return state() == State::kFailed; }
 
-  void Start() noexcept { state_.store(State::kRunning, std::memory_order_release); }
+  void Start() noexcept;
   void Succeed() noexcept;
   /// Only the first outcome counts.
   void Fail(npu_status status, const std::string& text) noexcept;
@@ -32,12 +41,23 @@ class CallRecord {
   npu_status status() const;
   std::string text() const;
 
+  /// Nanoseconds of the wall clock; 0 when it has not happened yet.
+  int64_t started_at() const noexcept { return started_at_.load(std::memory_order_acquire); }
+  int64_t ended_at() const noexcept { return ended_at_.load(std::memory_order_acquire); }
+
  private:
   std::atomic<State> state_{State::kQueued};
+  std::atomic<int64_t> started_at_{0};
+  std::atomic<int64_t> ended_at_{0};
+  std::shared_ptr<GroupProgress> progress_;
+  int64_t sequence_ = 0;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   npu_status status_ = NPU_OK;
   std::string text_;
 };
+
+/// Nanoseconds of the wall clock now.
+int64_t WallClock() noexcept;
 
 }  // namespace npu::distributed

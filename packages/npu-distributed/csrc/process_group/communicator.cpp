@@ -75,9 +75,12 @@ void Communicator::DestroyTask(void* payload) {
   if (!operation->record->finished()) {
     // Dropped: the stream carried an error, so this collective never ran and peers wait for it in vain.
     const std::string before = self->failure();
-    const std::string text = before.empty() ? "hccl: the collective was dropped because an earlier task on the "
-                                              "communication stream failed"
-                                            : before;
+    std::string text = before;
+    if (before.empty() && Runtime().stream_query(self->stream()) == NPU_ERROR_STOPPED) {
+      text = "FORCE STOP. hccl: the collective was dropped because the device was stopped";
+    } else if (before.empty()) {
+      text = "hccl: the collective was dropped because an earlier task on the communication stream failed";
+    }
     self->Abort(text);
     operation->record->Fail(NPU_ERROR_TASK_FAILED, text);
   }

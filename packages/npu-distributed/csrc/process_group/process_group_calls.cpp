@@ -97,6 +97,7 @@ WorkHCCL::Start ProcessGroupHCCL::DescribeWork(Call& call, Unit* unit, std::shar
 }
 
 c10::intrusive_ptr<c10d::Work> ProcessGroupHCCL::Run(Call call) {
+  call.frames = diagnosis_->CaptureFrames();  // wants the interpreter lock
   const std::lock_guard lock(mutex_);
   const at::Tensor& witness = call.outputs.empty() ? call.inputs.front() : call.outputs.front();
   const int device = witness.device().index();
@@ -127,16 +128,6 @@ c10::intrusive_ptr<c10d::Work> ProcessGroupHCCL::Run(Call call) {
   unit.transfers.insert(unit.transfers.end(), call.transfers.begin(), call.transfers.end());
   if (open == nullptr) Submit(lane, std::move(single), call.label);
   return c10::make_intrusive<WorkHCCL>(std::move(start));
-}
-
-void ProcessGroupHCCL::Announce(const Call& /*call*/, const WorkHCCL::Start& work) {
-  if (!watchdog_) return;
-  Watchdog::Entry entry;
-  entry.record = RecordOf(work.submission);
-  entry.stash = work.stash;
-  entry.description = DescribeCall(work.op, work.sequence, work.timeout);
-  entry.timeout = work.timeout;
-  watchdog_->Add(std::move(entry));
 }
 
 std::shared_ptr<Submission> ProcessGroupHCCL::NewSubmission(const Lane& lane, int device) {
@@ -216,6 +207,7 @@ c10::intrusive_ptr<c10d::Work> ProcessGroupHCCL::endCoalescing() {
   work.outputs = std::move(unit.outputs);
   work.submission = unit.submission;
   work.group = WeakSelf();
+  AnnounceBlock(work, !unit.has_collective);
   if (Scope().depth > 0) {
     work.blocks_host = true;
     Unit& whole = *OpenUnit(group_lane_, device_);

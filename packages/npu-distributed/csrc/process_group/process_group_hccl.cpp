@@ -49,10 +49,7 @@ ProcessGroupHCCL::ProcessGroupHCCL(c10::intrusive_ptr<c10d::Store> store, int ra
   TORCH_CHECK_VALUE(rank >= 0 && rank < size, "ProcessGroupHCCL: rank should be in [0, size), but got rank ", rank,
                     " of ", size);
   TruncateTexts(options_->hccl_config);
-  if (environment_.error_handling != ErrorHandling::kNone) {
-    watchdog_ = std::make_unique<Watchdog>(rank, environment_.error_handling,
-                                           [this](const std::string& reason) { AbortCommunicators(reason); });
-  }
+  StartWatching();
   init();
   LiveGroups& live = AllGroups();
   const std::lock_guard lock(live.mutex);
@@ -107,14 +104,20 @@ void ProcessGroupHCCL::shutdown() {
   if (limit.count() == 0) limit = std::chrono::hours(24 * 365);
   CloseCommunicators(limit);
   watchdog_.reset();
+  diagnosis_->End();
 }
 
-void ShutdownAllGroups(std::chrono::milliseconds limit) {
+void ShutdownAllGroups(std::chrono::milliseconds limit, const std::function<void()>& before_end) {
   std::set<ProcessGroupHCCL*> groups;
   {
     LiveGroups& live = AllGroups();
     const std::lock_guard lock(live.mutex);
     groups = live.groups;
+  }
+  for (ProcessGroupHCCL* group : groups) {
+    if (!group->MustEndProcess()) continue;
+    before_end();
+    group->EndProcess();
   }
   for (ProcessGroupHCCL* group : groups) {
     group->setTimeout(limit);

@@ -14,6 +14,7 @@
 
 #include "process_group/communicator.h"
 #include "process_group/environment.h"
+#include "process_group/group_diagnosis.h"
 #include "process_group/hccl_config.h"
 #include "process_group/watchdog.h"
 #include "process_group/work.h"
@@ -131,6 +132,12 @@ class ProcessGroupHCCL : public c10d::Backend {
   void SetDefaultTimeout(std::chrono::milliseconds timeout) { setTimeout(timeout); }
   void AddEphemeralTimeout(std::chrono::milliseconds timeout);
   void ClearWatchedWorks();
+  /// 0 init, 1 run, 2 stop: a stopped watchdog keeps the works and does not look at them.
+  void SetWatchdogStatus(int status);
+  void enableCollectivesTiming() override;
+  /// Whether a collective has failed, nobody has dealt with it, and the process is to end for it.
+  bool MustEndProcess();
+  [[noreturn]] void EndProcess();
   /// Forgets communicators that have failed; healthy ones stay.
   void Resume(int device);
   /// Removes what this rank has published for communicators that do not stand.
@@ -155,6 +162,7 @@ class ProcessGroupHCCL : public c10d::Backend {
     int peer = -1;                    ///< of a single transfer
     /// Work of torch before the task: runs with the communication stream current, and may still change the call.
     std::function<void(Call&)> before{};
+    std::shared_ptr<torch::CapturedTraceback> frames{};  ///< of the caller, when they are recorded
   };
   /// A communicator and its stream.  The group has one, and so has every pair of ranks that talks point to point.
   struct Lane {
@@ -178,8 +186,6 @@ class ProcessGroupHCCL : public c10d::Backend {
 
   // process_group_calls.cpp
   c10::intrusive_ptr<c10d::Work> Run(Call call);
-  /// The one place where a call becomes known to those that watch calls.
-  void Announce(const Call& call, const WorkHCCL::Start& work);
   Unit* OpenUnit(const Lane& lane, int device);
   static std::shared_ptr<Submission> NewSubmission(const Lane& lane, int device);
   c10::weak_intrusive_ptr<c10d::Backend> WeakSelf();
@@ -189,6 +195,14 @@ class ProcessGroupHCCL : public c10d::Backend {
   std::shared_ptr<TensorStash> KeepMemory(const Call& call, npu_stream* stream);
   void Submit(Lane& lane, Unit unit, const char* label);
   std::chrono::milliseconds NextTimeout(std::chrono::milliseconds requested);
+
+  // process_group_watch.cpp
+  void StartWatching();
+  /// The one place where a call becomes known to those that watch calls.
+  void Announce(const Call& call, const WorkHCCL::Start& work);
+  void AnnounceTransfers(const Call& call, AnnouncedCall announced);
+  /// The same for a coalescing block, whose calls have been announced one by one.
+  void AnnounceBlock(const WorkHCCL::Start& work, bool is_transfer);
 
   // process_group_lanes.cpp
   bool UsesPairs() const { return environment_.point_to_point_megabytes > 0; }
@@ -229,7 +243,8 @@ class ProcessGroupHCCL : public c10d::Backend {
   std::optional<Unit> coalescing_;
   bool coalescing_open_ = false;
   at::Tensor window_;
-  std::unique_ptr<Watchdog> watchdog_;
+  std::unique_ptr<GroupDiagnosis> diagnosis_;
+  std::unique_ptr<Watchdog> watchdog_;  // uses diagnosis_
 };
 
 /// Backend "lccl": the same under the name of the variant for one machine, which shared memory is in any case.
@@ -239,7 +254,8 @@ class ProcessGroupLCCL final : public ProcessGroupHCCL {
   const std::string getBackendName() const override { return "lccl"; }
 };
 
-/// Shuts down every group of this process, giving pending works `limit`; called at interpreter exit.
-void ShutdownAllGroups(std::chrono::milliseconds limit);
+/// Shuts down every group of this process, giving pending works `limit`; called at interpreter exit.  When a failure
+/// that nobody has dealt with is to end the process, calls `before_end` and ends it with SIGABRT.
+void ShutdownAllGroups(std::chrono::milliseconds limit, const std::function<void()>& before_end);
 
 }  // namespace npu::distributed

@@ -149,6 +149,7 @@ ProcessGroupHCCL::Lane& ProcessGroupHCCL::GroupLane(int device) {
   std::unique_ptr<Communicator> made = Connect(lane, -1);
   RegisterCommunicator(made->name(), device, made.get());
   lane.registered_name = made->name();
+  diagnosis_->CommunicatorMade(made->name(), getGroupDesc());
   lane.communicator = std::move(made);
   if (!lane.start) lane.start = MakeEvent();
   return lane;

@@ -1,8 +1,10 @@
 #include "process_group/watchdog.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
+#include "process_group/group_diagnosis.h"
 #include "process_group/work.h"
 
 namespace npu::distributed {
@@ -10,7 +12,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::milliseconds kInterval{500};
+constexpr const char* kForceStop = "FORCE STOP";
+constexpr std::chrono::milliseconds kInterval{1000};
 // After a failure (not a time-out) the program gets this long to see the exception, print it and leave by itself;
 // a process that is stuck or ignores it is then ended.
 constexpr std::chrono::seconds kGrace{10};
@@ -21,8 +24,7 @@ bool EndsProcess(ErrorHandling handling) {
 
 }  // namespace
 
-Watchdog::Watchdog(int rank, ErrorHandling handling, std::function<void(const std::string&)> abort)
-    : rank_(rank), handling_(handling), abort_(std::move(abort)) {
+Watchdog::Watchdog(Group group) : group_(std::move(group)) {
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -40,6 +42,7 @@ void Watchdog::Add(Entry entry) {
   // An idle watchdog sleeps without limit; a busy one finds the entry at its next round.
   const bool idle = entries_.empty();
   entries_.push_back(std::move(entry));
+  if (status_ == Status::kInit) status_ = Status::kRun;
   if (idle) changed_.notify_all();
 }
 
@@ -54,58 +57,133 @@ void Watchdog::Forgive() {
   failed_ = false;
 }
 
+void Watchdog::SetStatus(Status status) {
+  const std::lock_guard lock(mutex_);
+  status_ = status;
+  changed_.notify_all();
+}
+
+bool Watchdog::MustEndProcess() {
+  if (!EndsProcess(group_.handling)) return false;
+  const std::lock_guard lock(mutex_);
+  if (failed_) return true;
+  const auto failed = std::find_if(entries_.begin(), entries_.end(), [](const Entry& e) { return e.record->failed(); });
+  if (failed == entries_.end() || device_was_stopped_) return false;
+  failure_ = failed->record->text();
+  return true;
+}
+
+void Watchdog::EndProcess() {
+  std::unique_lock lock(mutex_);
+  const std::string reason = failure_;
+  const bool reported = failed_;
+  lock.unlock();
+  if (!reported) group_.diagnosis->Fail(reason);
+  EndProcess(reason);
+}
+
 void Watchdog::EndProcess(const std::string& reason) const {
   std::fprintf(stderr,
                "[Rank %d] hccl: the process is ended because a collective failed and data of later work could be wrong "
                "(TORCH_HCCL_ASYNC_ERROR_HANDLING=%d). Cause: %s\n",
-               rank_, static_cast<int>(handling_), reason.c_str());
+               group_.rank, static_cast<int>(group_.handling), reason.c_str());
   std::fflush(nullptr);
   std::abort();
 }
 
-void Watchdog::Handle(const Entry& entry, bool timed_out) {
-  if (timed_out) {
-    const auto ran = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - entry.begin);
-    const std::string text = "[Rank " + std::to_string(rank_) +
-                             "] Watchdog caught collective operation timeout: " + entry.description + " ran for " +
-                             std::to_string(ran.count()) + " milliseconds before timing out.";
-    std::fprintf(stderr, "%s\n", text.c_str());
-    if (handling_ != ErrorHandling::kTearDownOnly) abort_(text);
-    if (EndsProcess(handling_)) EndProcess(text);
-    return;
+void Watchdog::HandleTimeout(const Entry& entry) {
+  const auto ran = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - entry.begin);
+  const std::string text = "[Rank " + std::to_string(group_.rank) +
+                           "] Watchdog caught collective operation timeout: " + entry.description + " ran for " +
+                           std::to_string(ran.count()) + " milliseconds before timing out.";
+  std::fprintf(stderr, "%s\n", text.c_str());
+  const std::string lag = group_.diagnosis->DescribeLag(entry.sequence, entry.op);
+  if (!lag.empty()) std::fprintf(stderr, "[Rank %d] %s\n", group_.rank, lag.c_str());
+  group_.diagnosis->Fail(text);
+  if (group_.handling != ErrorHandling::kTearDownOnly) group_.abort(text);
+  if (EndsProcess(group_.handling)) EndProcess(text);
+}
+
+void Watchdog::HandleFailure(const Entry& entry) {
+  const std::string text = entry.record->text();
+  if (text.find(kForceStop) != std::string::npos) return;  // on purpose, here or on a peer
+  {
+    const std::lock_guard lock(mutex_);
+    if (failed_) return;
+    failed_ = EndsProcess(group_.handling);
+    failure_ = text;
+    end_process_at_ = Clock::now() + kGrace;
   }
-  if (!EndsProcess(handling_) || failed_) return;
-  failed_ = true;
-  failure_ = entry.record->text();
-  end_process_at_ = Clock::now() + kGrace;
+  group_.diagnosis->Fail("[Rank " + std::to_string(group_.rank) + "] " + entry.description + " failed: " + text);
+}
+
+bool Watchdog::HandleStoppedDevice() {
+  // Works of a stopped device are dropped, on purpose: no reason to end the process.  Peers must learn of it, and a
+  // collective that waits for them must not keep the device from being restarted.
+  const bool stopped = group_.device_stopped();
+  if (stopped && !device_was_stopped_) group_.abort("FORCE STOP. The device of this rank was stopped");
+  const std::lock_guard lock(mutex_);
+  if (stopped || device_was_stopped_) {
+    entries_.clear();
+    failed_ = false;
+  }
+  device_was_stopped_ = stopped;
+  return stopped;
+}
+
+void Watchdog::Round(std::unique_lock<std::mutex>& lock) {
+  if (failed_ && Clock::now() > end_process_at_) EndProcess(failure_);
+  std::list<Entry> ended;  // released without the lock: a stash may free tensors
+  std::string oldest;
+  for (auto entry = entries_.begin(); entry != entries_.end();) {
+    const auto next = std::next(entry);
+    const bool finished = entry->record->finished();
+    const bool timed_out = !finished && entry->timeout.count() > 0 && Clock::now() - entry->begin > entry->timeout;
+    if (!finished && oldest.empty()) oldest = entry->op;
+    if (finished || timed_out) ended.splice(ended.end(), entries_, entry);
+    entry = next;
+  }
+  lock.unlock();
+  for (const Entry& entry : ended) {
+    if (!entry.record->finished()) {
+      HandleTimeout(entry);
+    } else if (entry.record->failed()) {
+      HandleFailure(entry);
+    }
+    group_.diagnosis->Retire(entry.record.get());
+    if (entry.stash) entry.stash->Release();
+  }
+  group_.diagnosis->Tick(oldest);
+  ended.clear();
+  lock.lock();
 }
 
 void Watchdog::Run() {
   std::unique_lock lock(mutex_);
   while (!stop_) {
-    if (entries_.empty() && !failed_) {
+    Heartbeat& heart = group_.diagnosis->heart();
+    const bool rests = entries_.empty() && !failed_ && !group_.diagnosis->wants_ticks();
+    heart.resting.store(rests);
+    if (rests) {
       changed_.wait(lock, [this] { return stop_ || !entries_.empty(); });
     } else {
-      changed_.wait_for(lock, kInterval, [this] { return stop_; });
+      // The next round, or sooner when a work's time is over.
+      Clock::time_point wake = Clock::now() + kInterval;
+      for (const Entry& entry : entries_) {
+        if (status_ == Status::kStop) break;
+        if (entry.timeout.count() > 0)
+          wake = std::min(wake, entry.begin + entry.timeout + std::chrono::milliseconds(1));
+      }
+      changed_.wait_until(lock, std::max(wake, Clock::now() + std::chrono::milliseconds(10)), [this] { return stop_; });
     }
+    heart.Beat();
+    heart.resting.store(false);
     if (stop_) return;
-    if (failed_ && Clock::now() > end_process_at_) EndProcess(failure_);
-    std::list<Entry> finished;  // released without the lock: a stash may free tensors
-    for (auto entry = entries_.begin(); entry != entries_.end();) {
-      const auto next = std::next(entry);
-      const bool timed_out =
-          !entry->record->finished() && entry->timeout.count() > 0 && Clock::now() - entry->begin > entry->timeout;
-      if (entry->record->finished() || timed_out) finished.splice(finished.end(), entries_, entry);
-      entry = next;
-    }
+    if (status_ == Status::kStop) continue;
     lock.unlock();
-    for (const Entry& entry : finished) {
-      const bool timed_out = !entry.record->finished();
-      if (timed_out || entry.record->failed()) Handle(entry, timed_out);
-      if (entry.stash) entry.stash->Release();
-    }
-    finished.clear();
+    const bool stopped = HandleStoppedDevice();
     lock.lock();
+    if (!stopped && !stop_) Round(lock);
   }
 }
 

@@ -15,20 +15,33 @@
 
 namespace npu::distributed {
 
+class GroupDiagnosis;
 class TensorStash;
 
 class Watchdog {
  public:
+  enum class Status : int { kInit = 0, kRun = 1, kStop = 2 };
+
   struct Entry {
     std::shared_ptr<CallRecord> record;
     std::shared_ptr<TensorStash> stash;
-    std::string description;
+    std::string description;              ///< "WorkHCCL(SeqNum=1, ...)"
+    std::string op;                       ///< "ALLREDUCE"
+    int64_t sequence = 0;                 ///< 0 for point-to-point calls
     std::chrono::milliseconds timeout{};  ///< zero: never
     std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
   };
 
-  /// `abort` ends the group's communicators with a reason.
-  Watchdog(int rank, ErrorHandling handling, std::function<void(const std::string&)> abort);
+  /// What the watchdog needs of its group.
+  struct Group {
+    int rank = 0;
+    ErrorHandling handling = ErrorHandling::kTearDown;
+    GroupDiagnosis* diagnosis = nullptr;
+    std::function<void(const std::string&)> abort;  ///< ends the communicators with a reason
+    std::function<bool()> device_stopped;           ///< by stop_device
+  };
+
+  explicit Watchdog(Group group);
   /// Stops without looking at works again.
   ~Watchdog();
   Watchdog(const Watchdog&) = delete;
@@ -39,20 +52,29 @@ class Watchdog {
   void Clear();
   /// Tells the watchdog that a failure has been dealt with (group aborted or rebuilt).
   void Forgive();
+  /// kStop: works are kept but not looked at until kRun.
+  void SetStatus(Status status);
+  /// Whether a work has failed, nobody has dealt with that, and the process is to end for it.
+  bool MustEndProcess();
+  /// Writes why, and ends the process with SIGABRT.
+  [[noreturn]] void EndProcess();
 
  private:
   void Run();
-  void Handle(const Entry& entry, bool timed_out);
+  void Round(std::unique_lock<std::mutex>& lock);
+  void HandleTimeout(const Entry& entry);
+  void HandleFailure(const Entry& entry);
+  bool HandleStoppedDevice();
   [[noreturn]] void EndProcess(const std::string& reason) const;
 
-  const int rank_;
-  const ErrorHandling handling_;
-  const std::function<void(const std::string&)> abort_;
+  const Group group_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::list<Entry> entries_;
+  Status status_ = Status::kInit;
   bool stop_ = false;
   bool failed_ = false;
+  bool device_was_stopped_ = false;
   std::string failure_;
   std::chrono::steady_clock::time_point end_process_at_{};
   std::thread thread_;

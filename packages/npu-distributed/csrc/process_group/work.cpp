@@ -3,6 +3,7 @@
 #include <c10/core/StreamGuard.h>
 #include <c10/util/Exception.h>
 
+#include "process_group/host_wait.h"
 #include "process_group/process_group_hccl.h"
 
 namespace npu::distributed {
@@ -71,7 +72,7 @@ void WorkHCCL::WaitOnHost(std::chrono::milliseconds timeout) {
   TORCH_CHECK(start_.submission->submitted, Describe(),
               ": wait() would block the host for ever, because the call is submitted by _group_end() or the end of the "
               "coalescing block only; call wait() after it");
-  if (!record.WaitFor(timeout.count() > 0 ? timeout : std::chrono::milliseconds(-1))) {
+  if (!WaitInterruptibly(record, timeout.count() > 0 ? timeout : std::chrono::milliseconds(-1))) {
     const std::string text = "[Rank " + std::to_string(rank_) + "] " + Describe() + " timed out in blocking wait";
     if (start_.abort_on_timeout) AbortGroup(text);
     C10_THROW_ERROR(DistBackendError, text);
@@ -106,6 +107,13 @@ c10::intrusive_ptr<c10::ivalue::Future> WorkHCCL::getFuture() {
 }
 
 uint64_t WorkHCCL::getSequencenumber() const { return start_.sequence; }
+
+float WorkHCCL::getDuration() const {
+  const CallRecord& record = start_.submission->record;
+  TORCH_CHECK(record.started_at() != 0 && record.ended_at() != 0, Describe(),
+              ": it has no duration, because it has not run to its end");
+  return static_cast<float>(record.ended_at() - record.started_at()) * 1e-6F;
+}
 
 std::string WorkHCCL::Describe() const { return DescribeCall(opType_, start_.sequence, start_.timeout); }
 

@@ -55,6 +55,8 @@ class WorkHCCL final : public c10d::Work {
   /// Made by the first caller.
   c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
   uint64_t getSequencenumber() const override;
+  /// Milliseconds from the start to the end of the task; raises before the end.
+  float getDuration() const override;
 
   std::shared_ptr<CallRecord> record() const { return RecordOf(start_.submission); }
   const std::vector<at::Tensor>& outputs() const { return start_.outputs; }

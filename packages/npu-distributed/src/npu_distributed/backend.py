@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import sys
 import warnings
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,8 @@ from torch.distributed import distributed_c10d
 # What pending collectives get at interpreter exit before they are aborted: a peer that is a little late still finds us,
 # a peer that never comes does not keep this process.
 _EXIT_LIMIT = timedelta(seconds=30)
+# The same when the program ends by an exception: the job has failed, so peers better learn of it soon.
+_FAILED_EXIT_LIMIT = timedelta(seconds=2)
 
 
 def register() -> None:
@@ -142,10 +145,18 @@ def _shut_down_at_exit() -> None:
 def _shut_down() -> None:
     from npu_distributed._C import shutdown_all_groups
 
+    limit = _FAILED_EXIT_LIMIT if hasattr(sys, "last_value") else _EXIT_LIMIT
     try:
-        shutdown_all_groups(_EXIT_LIMIT)
+        shutdown_all_groups(limit, _flush)
     except Exception as error:
         warnings.warn(f"shutting down the hccl process groups failed: {error}", stacklevel=1)
+
+
+def _flush() -> None:
+    # The process is about to end by a signal: what it has printed must not be lost.
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
 
 
 def backend_of(group: Any) -> Any:

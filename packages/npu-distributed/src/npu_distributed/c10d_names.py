@@ -1,4 +1,4 @@
-"""``torch_npu._C._distributed_c10d``: the compiled classes under the names clients know, and torch's parts of DDP.
+"""``torch_npu._C._distributed_c10d``: the compiled names under which clients know them, and torch's parts of DDP.
 
 Torch's own reducer serves npu modules: it knows devices by their guards and streams only.
 """
@@ -11,7 +11,7 @@ from torch.distributed import (
     _register_comm_hook,
 )
 
-from npu_distributed._C import ProcessGroupHCCL, ProcessGroupLCCL
+from npu_distributed._C import ProcessGroupHCCL, ProcessGroupLCCL, _dump_hccl_trace, _dump_hccl_trace_json
 from npu_distributed.parallel_store import ParallelStore
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "Reducer",
     "_broadcast_coalesced",
     "_compute_bucket_assignment_by_size",
+    "_dump_hccl_trace",
+    "_dump_hccl_trace_json",
     "_register_builtin_comm_hook",
     "_register_comm_hook",
 ]
