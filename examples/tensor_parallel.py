@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -77,7 +77,7 @@ def split(model: Model) -> Model:
         plan = {name: columns for name in ("query", "key", "value", "up")} | {"out": rows, "down": rows}
         parallelize_module(layer, mesh, plan | {"norm1": SequenceParallel(), "norm2": SequenceParallel()})
     plan = {
-        "embedding": RowwiseParallel(output_layouts=Shard(1)),
+        "embedding": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
         "norm": SequenceParallel(),
         "head": ColwiseParallel(input_layouts=Shard(1), use_local_output=False),
     }

@@ -61,7 +61,9 @@ def save(rank: int, size: int, folder: str) -> list[float]:
     model, optimizer = sharded(mesh)
     losses = [step(model, optimizer, "npu") for _ in range(2)]
     checkpoint.save({"job": Job(model, optimizer)}, checkpoint_id=f"{folder}/plain")
-    future = checkpoint.async_save({"job": Job(model, optimizer)}, checkpoint_id=f"{folder}/async")
+    # torch plans asynchronous saving over a CPU backend.
+    both = dist.new_group(backend="cpu:gloo,npu:hccl")
+    future = checkpoint.async_save({"job": Job(model, optimizer)}, checkpoint_id=f"{folder}/async", process_group=both)
     # The state was copied before the call came back: going on does not change what is saved.
     after = step(model, optimizer, "npu")
     future.result(timeout=120)
