@@ -140,7 +140,13 @@ def main() -> None:
     """Join the group, train, leave."""
     options = parse()
     if "LOCAL_RANK" not in os.environ:  # not started by torchrun: a job of one process
-        os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        os.environ |= {
+            "LOCAL_RANK": "0",
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }
     if options.device == "npu":
         device = torch.device("npu", int(os.environ["LOCAL_RANK"]))
         torch.npu.set_device(device)

@@ -74,7 +74,7 @@ def split(model: Model) -> Model:
     mesh = init_device_mesh("npu", (dist.get_world_size(),))
     columns, rows = ColwiseParallel(input_layouts=Shard(1)), RowwiseParallel(output_layouts=Shard(1))
     for layer in model.layers:
-        plan = {name: columns for name in ("query", "key", "value", "up")} | {"out": rows, "down": rows}
+        plan = dict.fromkeys(("query", "key", "value", "up"), columns) | {"out": rows, "down": rows}
         parallelize_module(layer, mesh, plan | {"norm1": SequenceParallel(), "norm2": SequenceParallel()})
     plan = {
         "embedding": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
@@ -123,7 +123,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     if "LOCAL_RANK" not in os.environ:  # not started by torchrun: a job of one process
-        os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        os.environ |= {
+            "LOCAL_RANK": "0",
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }
     torch.npu.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("hccl")
     try:

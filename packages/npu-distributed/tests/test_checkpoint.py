@@ -84,7 +84,9 @@ def other_layouts(rank: int, size: int, folder: str) -> None:
     state |= {"plain": torch.full((3,), 7.0, device="npu"), "count": 5, "text": {"deep": "value"}}
     checkpoint.save(state, checkpoint_id=f"{folder}/layouts")
     for placement in (Shard(1), Replicate(), Shard(0)):
-        other = {name: distribute_tensor(torch.zeros_like(value).npu(), mesh, [placement]) for name, value in whole.items()}
+        other = {
+            name: distribute_tensor(torch.zeros_like(value).npu(), mesh, [placement]) for name, value in whole.items()
+        }
         other |= {"plain": torch.zeros(3, device="npu"), "count": 0, "text": {"deep": ""}}
         checkpoint.load(other, checkpoint_id=f"{folder}/layouts")
         for name, value in whole.items():

@@ -162,7 +162,9 @@ def objects(rank: int, size: int) -> None:
         dist.broadcast_object_list(sent, src=first, group=group)
         assert sent == [{"from": first}, [first, None], b"bytes"]
         received: list = [None]
-        dist.scatter_object_list(received, [f"for {r}" for r in members] if rank == last else None, src=last, group=group)
+        dist.scatter_object_list(
+            received, [f"for {r}" for r in members] if rank == last else None, src=last, group=group
+        )
         assert received == [f"for {rank}"]
         if rank == first:
             dist.send_object_list(["hello", {"to": last}], dst=last, group=group)

@@ -129,9 +129,7 @@ def check_lists(rank: int, size: int) -> None:
     assert output.unique().tolist() == [sum(range(size))]
     for dtype in (torch.uint8, torch.bool):
         with pytest.raises(RuntimeError, match="Unsupported data type"):
-            dist.reduce_scatter(
-                torch.ones(2, device="npu").to(dtype), [torch.ones(2, device="npu").to(dtype)] * size
-            )
+            dist.reduce_scatter(torch.ones(2, device="npu").to(dtype), [torch.ones(2, device="npu").to(dtype)] * size)
 
 
 def check_reduce_out_of_place(rank: int, size: int) -> None:

@@ -237,7 +237,6 @@ def batch_isend_irecv(p2p_op_list: list[dist.P2POp]) -> list[Any]:
     return [backend.batch_isend_irecv(names, tensors, [op.group_peer for op in p2p_op_list])]
 
 
-
 def _is_support_hccl_comm_name() -> bool:
     return True
 
