@@ -5,8 +5,8 @@
 
 Every process computes some heads of attention and some columns of the feed-forward network for all tokens. Between
 those parts each process keeps a stretch of the sequence, and the scores of the vocabulary stay split through the loss
-(``parallelize_module``, ``loss_parallel``). The number of processes must divide 4, the number of heads; the losses agree
-but for rounding (1e-3 over the 40 steps). The text to learn is the Zen of Python.
+(``parallelize_module``, ``loss_parallel``). The number of processes must divide 4, the number of heads; the losses
+agree but for rounding (1e-3 over the 40 steps). The text to learn is the Zen of Python.
 """
 
 from __future__ import annotations

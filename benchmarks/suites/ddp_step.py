@@ -1,7 +1,7 @@
 """A training step under DistributedDataParallel: backend hccl on npu tensors against Gloo on CPU tensors.
 
 Two processes of one thread each train a transformer of 25 million parameters. Also runs by itself:
-``python benchmarks/suites/ddp_step.py``.
+``python -m benchmarks.suites.ddp_step``.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ class Pair:
         store = Path(self._folder.name, "store")
         self._processes = [
             subprocess.Popen(
-                [sys.executable, __file__, "--worker", backend, str(rank), str(store), str(layers)],
+                [sys.executable, "-m", "benchmarks.suites.ddp_step", "--worker", backend, str(rank), str(store), str(layers)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
                 env=environment,
+                cwd=Path(__file__).resolve().parents[2],
             )
             for rank in range(RANKS)
         ]
