@@ -39,7 +39,8 @@ class Pair:
         store = Path(self._folder.name, "store")
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.suites.ddp_step", "--worker", backend, str(rank), str(store), str(layers)],
+                [sys.executable, "-m", "benchmarks.suites.ddp_step"]
+                + ["--worker", backend, str(rank), str(store), str(layers)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
