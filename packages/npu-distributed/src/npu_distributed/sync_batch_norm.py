@@ -10,8 +10,7 @@ from __future__ import annotations
 import functools
 
 import torch
-
-Tensor = torch.Tensor
+from torch import Tensor
 
 
 @functools.cache
