@@ -5,8 +5,8 @@
 
 Every process computes some heads of attention and some columns of the feed-forward network for all tokens. Between
 those parts each process keeps a stretch of the sequence, and the scores of the vocabulary stay split through the loss
-(``parallelize_module``, ``loss_parallel``). The number of processes must divide 4, the number of heads; the losses agree
-but for rounding (1e-3 over the 40 steps). The text to learn is the Zen of Python.
+(``parallelize_module``, ``loss_parallel``). The number of processes must divide 4, the number of heads; the losses
+agree but for rounding (1e-3 over the 40 steps). The text to learn is the Zen of Python.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -74,10 +74,10 @@ def split(model: Model) -> Model:
     mesh = init_device_mesh("npu", (dist.get_world_size(),))
     columns, rows = ColwiseParallel(input_layouts=Shard(1)), RowwiseParallel(output_layouts=Shard(1))
     for layer in model.layers:
-        plan = {name: columns for name in ("query", "key", "value", "up")} | {"out": rows, "down": rows}
+        plan = dict.fromkeys(("query", "key", "value", "up"), columns) | {"out": rows, "down": rows}
         parallelize_module(layer, mesh, plan | {"norm1": SequenceParallel(), "norm2": SequenceParallel()})
     plan = {
-        "embedding": RowwiseParallel(output_layouts=Shard(1)),
+        "embedding": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
         "norm": SequenceParallel(),
         "head": ColwiseParallel(input_layouts=Shard(1), use_local_output=False),
     }
@@ -123,7 +123,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     if "LOCAL_RANK" not in os.environ:  # not started by torchrun: a job of one process
-        os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        os.environ |= {
+            "LOCAL_RANK": "0",
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }
     torch.npu.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("hccl")
     try:

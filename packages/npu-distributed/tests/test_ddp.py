@@ -203,8 +203,9 @@ def sharded_optimizer(rank: int, size: int) -> None:
 def internals(rank: int, size: int) -> None:
     """The names under which Ascend programs reach DDP's parts."""
     import torch.distributed as dist
-    import torch_npu
     from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    import torch_npu
 
     names = torch_npu._C._distributed_c10d
     group = dist.group.WORLD

@@ -1,4 +1,4 @@
-"""``torch_npu._C._distributed_c10d``: the compiled classes under the names clients know, and torch's parts of DDP.
+"""``torch_npu._C._distributed_c10d``: the compiled names under which clients know them, and torch's parts of DDP.
 
 Torch's own reducer serves npu modules: it knows devices by their guards and streams only.
 """

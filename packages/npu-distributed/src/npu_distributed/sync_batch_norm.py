@@ -1,7 +1,8 @@
 """The operators of torch.nn.SyncBatchNorm on npu.
 
 Every rank reduces its own rows, the module gathers mean, inverse deviation and count of all ranks and combines them
-here; backward all-reduces two sums between `reduce_gradients` and `input_gradient`. Half precision is summed in float32.
+here; backward all-reduces two sums between `reduce_gradients` and `input_gradient`. Half precision is
+summed in float32.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from __future__ import annotations
 import functools
 
 import torch
-
-Tensor = torch.Tensor
+from torch import Tensor
 
 
 @functools.cache

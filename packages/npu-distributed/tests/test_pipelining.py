@@ -1,0 +1,108 @@
+"""Pipeline schedules over batched transfers give the losses and gradients of one process."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    SplitPoint,
+    pipeline,
+)
+
+MICROBATCHES = 4
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(7)
+    parts = [nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8)) for _ in range(4)]
+    return nn.Sequential(*parts)
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(8, 8, generator=generator), torch.randn(8, 8, generator=generator)
+
+
+def reference() -> tuple[nn.Sequential, list[float], torch.Tensor]:
+    """Whole model on the CPU: gradients of the mean loss over microbatches, their losses, the output."""
+    model = network()
+    inputs, targets = batch()
+    losses = [
+        F.mse_loss(model(x), y) for x, y in zip(inputs.chunk(MICROBATCHES), targets.chunk(MICROBATCHES), strict=True)
+    ]
+    (sum(losses) / MICROBATCHES).backward()
+    return model, [loss.item() for loss in losses], model(inputs).detach()
+
+
+def run(schedule, first: bool, last: bool) -> tuple[list[float], torch.Tensor | None]:
+    inputs, targets = (t.npu() for t in batch())
+    losses: list = []
+    result = None
+    if first and last:
+        raise AssertionError("one rank holds everything")
+    if first:
+        schedule.step(inputs)
+    elif last:
+        result = schedule.step(target=targets, losses=losses)
+    else:
+        schedule.step()
+    return [loss.item() for loss in losses], result
+
+
+def schedules(rank: int, size: int) -> None:
+    expected, losses, output = reference()
+    device = torch.device("npu", rank)
+    for kind in (ScheduleGPipe, Schedule1F1B, ScheduleInterleaved1F1B):
+        model = network()
+        if kind is ScheduleInterleaved1F1B:
+            held = [(index, copy.deepcopy(model[index])) for index in (rank, rank + size)]
+            total = 2 * size
+        else:
+            per_rank = len(model) // size
+            held = [(rank, copy.deepcopy(model[per_rank * rank : per_rank * (rank + 1)]))]
+            total = size
+        stages = [PipelineStage(module.npu(), index, total, device) for index, module in held]
+        schedule = kind(stages if len(held) > 1 else stages[0], MICROBATCHES, loss_fn=F.mse_loss)
+        for _ in range(2):  # the second step reuses buffers and shapes
+            for stage in stages:
+                stage.submod.zero_grad()
+            ours, result = run(schedule, rank == 0, rank == size - 1)
+        if rank == size - 1:
+            torch.testing.assert_close(ours, losses, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(result.detach().cpu(), output, rtol=1e-5, atol=1e-6)
+        for index, module in held:
+            rows = len(expected) // total
+            parameters = expected[rows * index : rows * (index + 1)].parameters()
+            for mine, theirs in zip(module.parameters(), parameters, strict=True):
+                torch.testing.assert_close(mine.grad.cpu(), theirs.grad, rtol=1e-4, atol=1e-6)
+        dist.barrier()
+
+
+def traced(rank: int, size: int) -> None:
+    """A model split by torch at a named module."""
+    expected, losses, _ = reference()
+    inputs, _ = batch()
+    pipe = pipeline(network(), mb_args=(inputs.chunk(MICROBATCHES)[0],), split_spec={"2": SplitPoint.BEGINNING})
+    stage = pipe.build_stage(rank, torch.device("npu", rank))
+    ours, _ = run(ScheduleGPipe(stage, MICROBATCHES, loss_fn=F.mse_loss), rank == 0, rank == size - 1)
+    if rank == size - 1:
+        torch.testing.assert_close(ours, losses, rtol=1e-5, atol=1e-6)
+    half = list(expected.parameters())[8 * rank : 8 * (rank + 1)]
+    for mine, theirs in zip(stage.submod.parameters(), half, strict=True):
+        torch.testing.assert_close(mine.grad.cpu(), theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_schedules(ranks) -> None:
+    ranks(2).run(schedules)
+
+
+def test_model_split_by_tracing(ranks) -> None:
+    ranks(2).run(traced)
