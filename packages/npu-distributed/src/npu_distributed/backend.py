@@ -62,7 +62,7 @@ def _connect_eagerly() -> None:
 
 
 def _allow_gather_gradient() -> None:
-    """Give ``_all_gather_base`` of torch.distributed.nn.functional a backward on npu; torch has it for NCCL and XCCL."""
+    """Give ``_all_gather_base`` of torch.distributed.nn.functional a backward on npu; torch has one for NCCL."""
     from torch.distributed.nn import functional
 
     original = functional._AllGatherBase.backward
