@@ -72,7 +72,7 @@ def rebuild(rank: int, size: int) -> float:
 def test_mode_2_aborts_and_goes_on(fresh_ranks) -> None:
     group = fresh_ranks(2, TORCH_HCCL_ASYNC_ERROR_HANDLING="2")
     group.run(warm_up)
-    group.run(limit, 1.0)
+    group.run_only(0, limit, 1.0)
     error = group.run_only(0, until_failed)
     assert "[Rank 0] Watchdog caught collective operation timeout: WorkHCCL(SeqNum=3, OpType=ALLREDUCE" in error
     assert "(reported by rank 0)" in group.run_only(1, reduce_and_read)
@@ -103,7 +103,7 @@ def test_a_stopped_watchdog_does_not_look(fresh_ranks) -> None:
     group = fresh_ranks(2, TORCH_HCCL_ASYNC_ERROR_HANDLING="3")
     group.run(warm_up)
     assert "expected 0 (init), 1 (run) or 2 (stop), but got 3" in group.run_only(0, wrong_status)
-    group.run(limit, 1.0)
+    group.run_only(0, limit, 1.0)
     assert group.run_only(0, stopped_watchdog)
     group.run_only(1, reduce_async)  # joins the work that was forgotten
     # Mode 3: the process ends without an abort of the communicator, so that its peer hears of it as of a lost process.
