@@ -93,6 +93,7 @@ HierarchicalCollectives::HierarchicalCollectives(Meeting meeting, int rank, Devi
       under_way_(group_.size()),
       send_order_(group_.size()),
       receive_order_(group_.size()) {
+  transport_.ShareRegionsBesidePayloads();
   for (int host = 0; host < hosts_.count(); ++host) {
     if (host == host_) continue;
     const size_t announcement = sizeof(Call) + sizeof(uint64_t) * (1 + 2 * group_.size());

@@ -98,7 +98,7 @@ void SharedMemoryTransport::Meet(const Call& call, std::span<const std::byte> pa
   try {
     for (size_t i = 0; i < regions.size(); ++i) {
       bytes[i] = regions[i].bytes;
-      if (payload.empty() && bytes[i] != 0) handles[i] = exports_.Handle(regions[i].address, regions[i].bytes);
+      if ((payload.empty() || share_beside_payload_) && bytes[i] != 0) handles[i] = exports_.Handle(regions[i].address, regions[i].bytes);
     }
   } catch (const CommError& error) {
     peers_.Fail(error.status(), error.what());
@@ -133,7 +133,7 @@ std::span<std::byte> SharedMemoryTransport::RegionOf(int rank, size_t index) {
   const size_t bytes = RegionBytes(rank, index);
   if (bytes == 0) return {};
   if (rank == rank_) return {static_cast<std::byte*>(own_regions_[index].address), bytes};
-  if (page_->header(rank, call_).payload_bytes != 0) return {};
+  if (page_->header(rank, call_).payload_bytes != 0 && !share_beside_payload_) return {};
   try {
     const npu_memory_handle& handle = page_->region_handles(rank, call_)[index];
     return {static_cast<std::byte*>(imports_.Address(rank, handle, bytes)), bytes};

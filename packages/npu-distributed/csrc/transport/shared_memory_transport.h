@@ -37,6 +37,8 @@ class SharedMemoryTransport final : public Transport {
   void Leave() noexcept override;
 
   const std::vector<ProcessIdentity>& ranks() const { return peers_.ranks(); }
+  /// From now on peers can address regions that are announced beside a payload, too.
+  void ShareRegionsBesidePayloads() { share_beside_payload_ = true; }
   const Peers& peers() const { return peers_; }
   Mailboxes& mailboxes() { return mailboxes_; }
 
@@ -55,6 +57,7 @@ class SharedMemoryTransport final : public Transport {
   ImportCache imports_;
   Mailboxes mailboxes_;
   uint64_t call_ = 0;
+  bool share_beside_payload_ = false;
   std::vector<Region> own_regions_;
   std::chrono::steady_clock::time_point next_liveness_check_{};
 };
