@@ -98,7 +98,8 @@ void SharedMemoryTransport::Meet(const Call& call, std::span<const std::byte> pa
   try {
     for (size_t i = 0; i < regions.size(); ++i) {
       bytes[i] = regions[i].bytes;
-      if ((payload.empty() || share_beside_payload_) && bytes[i] != 0) handles[i] = exports_.Handle(regions[i].address, regions[i].bytes);
+      if ((payload.empty() || share_beside_payload_) && bytes[i] != 0)
+        handles[i] = exports_.Handle(regions[i].address, regions[i].bytes);
     }
   } catch (const CommError& error) {
     peers_.Fail(error.status(), error.what());
