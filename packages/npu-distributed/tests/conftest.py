@@ -33,6 +33,11 @@ shared_groups: list[Ranks] = []
 @pytest.fixture(scope="package", autouse=True)
 def nothing_left_at_the_end() -> Iterator[None]:
     """Nothing of all tests of this folder may be left."""
+    if importlib.util.find_spec("torch") is not None:
+        # The first store of a process opens a pipe that stays as long as the process.
+        from torch.distributed import TCPStore
+
+        TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     before = leaks.Before()
     yield
     SERVER_OF_SESSION.close()

@@ -129,6 +129,8 @@ def test_what_a_test_leaves_is_found(tmp_path: Path) -> None:
     shared.touch()
     (tmp_path / "forgotten").touch()
     child = subprocess.Popen(["sleep", "600"])
+    while leaks.command_line(child.pid) != "sleep 600":
+        assert child.poll() is None
     try:
         found = "\n".join(before.look((), set(), tmp_path))
         assert f"process {child.pid}: sleep 600" in found and f"descriptor {descriptor}: {tmp_path}" in found

@@ -233,8 +233,12 @@ def in_opposite_order(rank: int, size: int, seconds: float) -> str:
 def test_groups_in_different_order_on_one_stream(fresh_ranks) -> None:
     group = fresh_ranks(2, TORCH_HCCL_ASYNC_ERROR_HANDLING="2")
     group.run(shared_stream)
-    for text in group.run(in_opposite_order, 2.0):
-        assert "Watchdog caught collective operation timeout: WorkHCCL(SeqNum=2, OpType=ALLREDUCE" in text, text
+    texts = group.run(in_opposite_order, 2.0)
+    # Whoever is first says so and aborts; the other rank gets either that or its own time-out.
+    report = "Watchdog caught collective operation timeout: WorkHCCL(SeqNum=2, OpType=ALLREDUCE"
+    assert any(report in text for text in texts), texts
+    for text in texts:
+        assert "all_reduce(10 x float32, op=SUM) number 2" in text and "for rank(s)" in text, text
 
 
 # ---- ends -----------------------------------------------------------------------------------------------------------
@@ -262,7 +266,8 @@ def leave_destroying(rank: int, size: int) -> None:
 def destroy_while_pending(rank: int, size: int) -> list[int]:
     """What is open in this process before and after groups that end with a collective in flight."""
     counts = []
-    for _ in range(4):
+    # Streams of communication come from a pool of 32, and a stream keeps its thread: after that nothing is new.
+    for _ in range(36):
         group = dist.new_group()
         dist.all_reduce(torch.ones(5000, device="npu"), group=group)
         torch.npu.synchronize()
@@ -303,7 +308,7 @@ def test_abort_from_another_thread(fresh_ranks) -> None:
 def test_destroying_groups_with_pending_works_leaves_nothing(fresh_ranks) -> None:
     group = fresh_ranks(2)
     for counts in group.run(destroy_while_pending):
-        assert counts[-1] == counts[1], counts
+        assert counts[-1] == counts[-3], counts
     assert group.close() == [0, 0], group.logs()
 
 

@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-KEPT_BY_DESIGN = ("torchelastic_",)  # torchrun's folders of logs
+# Files that torch does not remove: torchrun's folders of logs, errors of mp.spawn, compiled code.
+KEPT_BY_TORCH = ("torchelastic_", "pytorch-errorfile-", "torchinductor_")
+KEPT_BY_DEVICE = "/memfd:npu-device-memory"  # the arena of a device lives as long as the process that uses it
 PATIENCE = 10.0  # processes and descriptors that are just going away
 
 
@@ -53,13 +55,22 @@ def held_by_others(name: str) -> bool:
     return False
 
 
+def files_left(folder: Path) -> list[Path]:
+    """What a folder for temporary files holds that nobody will remove."""
+    files = sorted(folder.rglob("*"))
+    return [file for file in files if not file.relative_to(folder).parts[0].startswith(KEPT_BY_TORCH)]
+
+
 def command_line(pid: int) -> str:
     """How a process was started, for messages."""
     try:
         text = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        return text[:200] or f"({Path(f'/proc/{pid}/comm').read_text().strip()}, ended but nobody has waited for it)"
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
     except OSError:
         return "(ended meanwhile)"
+    if rest.split()[0] == "Z":
+        return f"({name}, ended but nobody has waited for it)"
+    return text[:200] or f"({name}, just starting)"
 
 
 class Before:
@@ -104,9 +115,6 @@ class Before:
         found += [
             f"descriptor {number}: {target}"
             for number, target in sorted(descriptors().items())
-            if self.descriptors.get(number) != target
+            if self.descriptors.get(number) != target and not target.startswith(KEPT_BY_DEVICE)
         ]
-        for path in sorted(temporary.rglob("*")):
-            if not path.relative_to(temporary).parts[0].startswith(KEPT_BY_DESIGN):
-                found.append(f"temporary file {path}")
-        return found
+        return found + [f"temporary file {path}" for path in files_left(temporary)]

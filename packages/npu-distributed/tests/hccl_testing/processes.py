@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from hccl_testing import leaks
+
 HERE = Path(__file__).resolve().parent
 WORKER = HERE.parent / "rank_worker.py"
 SERVER = HERE / "rank_server.py"
@@ -364,6 +366,6 @@ class Ranks:
             for descriptor in pipe:
                 os.close(descriptor)
         self._pipes.clear()
-        left = [str(path.relative_to(self.temporary)) for path in self.temporary.rglob("*")]
+        left = [str(path.relative_to(self.temporary)) for path in leaks.files_left(self.temporary)]
         self._folder.cleanup()
         return left
