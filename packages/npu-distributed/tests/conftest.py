@@ -30,20 +30,33 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(TEMPORARY, f"torch
 shared_groups: list[Ranks] = []
 
 
-@pytest.fixture(scope="package", autouse=True)
-def nothing_left_at_the_end() -> Iterator[None]:
-    """Nothing of all tests of this folder may be left."""
+@pytest.fixture(scope="session", autouse=True)
+def server_of_session() -> Iterator[None]:
+    """Ends the process that ranks are forked from."""
     if importlib.util.find_spec("torch") is not None:
         # The first store of a process opens a pipe that stays as long as the process.
         from torch.distributed import TCPStore
 
         TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    before = leaks.Before()
     yield
     SERVER_OF_SESSION.close()
+
+
+def assert_nothing_left(before: leaks.Before, temporary: Path, whose: str) -> None:
+    """Fail when there is more than `before` and what the session keeps on purpose."""
+    expected = set().union(*(group.pids for group in shared_groups), SERVER_OF_SESSION.pids)
+    before.allow(SERVER_OF_SESSION.descriptors, *(group.descriptors for group in shared_groups))
+    left = before.left_behind(SERVER_OF_SESSION.pids, expected, temporary)
+    assert not left, f"{whose} left behind:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_by_file() -> Iterator[None]:
+    """Nothing of a file's tests and groups may be left."""
+    before = leaks.Before()
+    yield
     with tempfile.TemporaryDirectory() as empty:
-        left = before.left_behind((), set(), Path(empty))
-    assert not left, "the tests of this folder have left behind:\n" + "\n".join(left)
+        assert_nothing_left(before, Path(empty), "the tests of this file have")
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +68,7 @@ def nothing_left(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
         patch.setattr(tempfile, "tempdir", name)
         before = leaks.Before()
         yield
-        expected = set().union(*(group.pids for group in shared_groups), SERVER_OF_SESSION.pids)
-        before.allow(SERVER_OF_SESSION.descriptors, *(group.descriptors for group in shared_groups))
-        left = before.left_behind(SERVER_OF_SESSION.pids, expected, Path(name))
-    assert not left, "the test has left behind:\n" + "\n".join(left)
+        assert_nothing_left(before, Path(name), "the test has")
 
 
 @pytest.fixture(scope="module")
