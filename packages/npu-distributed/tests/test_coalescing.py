@@ -152,12 +152,70 @@ def check_lists(rank: int, size: int) -> None:
 # ---- tests ----------------------------------------------------------------------------------------------------------
 
 
+def check_memory_of_temporaries(rank: int, size: int) -> None:
+    """A block keeps what its calls use, although Python forgets it before the block ends and the stream is idle."""
+    count, backend, device = 100_000, backend_of(), torch.device("npu", rank)
+    values = [1.0, 2.0, 3.0, 4.0]
+
+    def outputs(length: int = count) -> list[torch.Tensor]:
+        return [torch.zeros(length, device="npu") for _ in values]
+
+    sent = outputs()
+    with _coalescing_manager(device=device, async_ops=True) as manager:
+        for value, output in zip(values, sent, strict=True):
+            torch.npu.synchronize()
+            if rank == 0:
+                for peer in range(1, size):
+                    dist.isend(full(value, count), peer)
+            else:
+                dist.irecv(output, 0)
+        full(-9, count)
+    manager.wait()
+    if rank:
+        assert [t.unique().tolist() for t in sent] == [[value] for value in values]
+
+    gathered = outputs(size * count)
+    backend._group_start()
+    works = []
+    for value, output in zip(values, gathered, strict=True):
+        torch.npu.synchronize()
+        works.append(backend._allgather_base(output, full(value, count)))
+    backend._group_end()
+    for work in works:
+        work.wait()
+    assert [t.unique().tolist() for t in gathered] == [[value] for value in values]
+
+    scattered = outputs()
+    with _coalescing_manager(device=device, async_ops=True) as manager:
+        for value, output in zip(values, scattered, strict=True):
+            torch.npu.synchronize()
+            dist.reduce_scatter(output, [full(value, count) for _ in range(size + 1)])  # an odd list is joined first
+    manager.wait()
+    assert [t.unique().tolist() for t in scattered] == [[size * value] for value in values]
+
+
+def check_order_in_a_unit(rank: int, size: int) -> None:
+    """Calls of a unit see what the calls before them have done."""
+    backend = backend_of()
+    tensor, result = full(rank + 1), full(0)
+    backend._group_start()
+    works = [backend.allreduce([tensor]), backend._reduce_oop(result, tensor)]
+    backend._group_end()
+    for work in works:
+        work.wait()
+    total = size * (size + 1) / 2
+    assert tensor.unique().tolist() == [total]
+    assert result.unique().tolist() == [size * total if rank == 0 else 0.0]
+
+
 @pytest.mark.parametrize(
     "check",
     [
         check_manager,
         check_block_is_one_task,
         check_blocking_calls_inside,
+        check_memory_of_temporaries,
+        check_order_in_a_unit,
         check_empty_block,
         check_transfers_in_a_block,
         check_other_device,

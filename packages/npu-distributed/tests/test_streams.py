@@ -140,6 +140,25 @@ def stream_ids(rank: int, size: int) -> None:
     dist.destroy_process_group(group)
 
 
+def streams_of_many_groups(rank: int, size: int) -> None:
+    """Living groups share no stream, however many have come and gone: it would couple them."""
+    world = dist.group.WORLD._get_backend(torch.device("npu"))
+    ids = {"world": world.get_coll_stream_id(rank)}
+    for number in range(40):
+        group = dist.new_group()
+        identifier = group._get_backend(torch.device("npu")).get_coll_stream_id(rank)
+        assert identifier not in ids.values(), (number, identifier, ids)
+        if number % 4 == 0:
+            ids[group.group_name] = identifier  # lives on
+        else:
+            dist.destroy_process_group(group)
+            del group
+
+
+def test_streams_of_many_groups(fresh_ranks) -> None:
+    fresh_ranks(2).run(streams_of_many_groups)
+
+
 def test_host_is_not_blocked(ranks) -> None:
     early, late = ranks(2).run(late_peer)
     assert early["early"] is False and early["side_value"] == 600

@@ -1,7 +1,5 @@
 // From a call to a task: order it behind the caller's stream, keep its memory, queue it alone or with a whole unit, and
 // tell the observers.
-#include <ATen/core/grad_mode.h>
-#include <c10/core/StreamGuard.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -32,8 +30,13 @@ std::chrono::milliseconds ProcessGroupHCCL::NextTimeout(std::chrono::millisecond
   std::chrono::milliseconds timeout =
       requested != c10d::kUnsetTimeout ? requested : environment_.WorkTimeout(options_->timeout);
   if (ephemeral_timeout_.count() == 0) return timeout;
-  const std::shared_ptr<CallRecord> until = ephemeral_until_.lock();
-  if (until && until->finished()) ephemeral_timeout_ = std::chrono::milliseconds(0);
+  if (ephemeral_until_) {
+    const std::shared_ptr<CallRecord> until = ephemeral_until_->lock();
+    if (!until || until->finished()) {  // a record that is gone has been finished
+      ephemeral_timeout_ = std::chrono::milliseconds(0);
+      ephemeral_until_.reset();
+    }
+  }
   if (timeout.count() > 0) timeout += ephemeral_timeout_;
   return timeout;
 }
@@ -61,22 +64,12 @@ void ProcessGroupHCCL::OrderAfterCaller(Lane& lane, int device) {
   CheckRuntime(runtime.event_wait(lane.start.get(), lane.stream), "ordering a collective after the current stream");
 }
 
-std::shared_ptr<TensorStash> ProcessGroupHCCL::KeepMemory(const Call& call, npu_stream* stream) {
-  if (environment_.memory_reuse == MemoryReuse::kHoldReferences) {
-    auto stash = std::make_shared<TensorStash>();
-    std::vector<at::Tensor> kept = call.inputs;
-    kept.insert(kept.end(), call.outputs.begin(), call.outputs.end());
-    stash->Keep(std::move(kept));
-    return stash;
-  }
+void ProcessGroupHCCL::RecordStream(const std::vector<at::Tensor>& tensors, npu_stream* stream) const {
   const npu_runtime_api& runtime = Runtime();
-  for (const auto* tensors : {&call.inputs, &call.outputs}) {
-    for (const at::Tensor& tensor : *tensors) {
-      const void* block = tensor.storage().data();
-      if (block != nullptr) CheckRuntime(runtime.memory_record_stream(block, stream), "keeping a tensor's memory");
-    }
+  for (const at::Tensor& tensor : tensors) {
+    const void* block = tensor.storage().data();
+    if (block != nullptr) CheckRuntime(runtime.memory_record_stream(block, stream), "keeping a tensor's memory");
   }
-  return nullptr;
 }
 
 WorkHCCL::Start ProcessGroupHCCL::DescribeWork(Call& call, Unit* unit, std::shared_ptr<Submission> submission) {
@@ -92,7 +85,7 @@ WorkHCCL::Start ProcessGroupHCCL::DescribeWork(Call& call, Unit* unit, std::shar
   work.outputs = call.outputs;
   work.submission = std::move(submission);
   work.group = WeakSelf();
-  if (ephemeral_timeout_.count() > 0 && ephemeral_until_.expired()) ephemeral_until_ = RecordOf(work.submission);
+  if (ephemeral_timeout_.count() > 0 && !ephemeral_until_) ephemeral_until_ = RecordOf(work.submission);
   return work;
 }
 
@@ -107,18 +100,17 @@ c10::intrusive_ptr<c10d::Work> ProcessGroupHCCL::Run(Call call) {
   Unit* const open = deferred ? OpenUnit(lane, device) : nullptr;
 
   OrderAfterCaller(lane, device);
-  std::shared_ptr<TensorStash> stash = KeepMemory(call, lane.stream);
-  if (call.before) {
-    // Tensors made here belong to the communication stream, so they may die before the task has run.
-    const c10::StreamGuard guard(AsTorchStream(lane.stream, device));
-    const at::NoGradGuard no_grad;
-    call.before(call);
-  }
   Unit single;
   Unit& unit = open != nullptr ? *open : single;
+  std::vector<at::Tensor> used = call.inputs;
+  for (const auto* more : {&call.outputs, &call.scratch}) used.insert(used.end(), more->begin(), more->end());
+  unit.kept.insert(unit.kept.end(), used.begin(), used.end());
   if (open == nullptr) single.submission = NewSubmission(lane, device);
   WorkHCCL::Start start = DescribeWork(call, open, unit.submission);
-  start.stash = std::move(stash);
+  if (environment_.memory_reuse == MemoryReuse::kHoldReferences) {
+    start.stash = std::make_shared<TensorStash>();
+    start.stash->Keep(std::move(used));
+  }
   Announce(call, start);
   if (open != nullptr) unit.outputs.insert(unit.outputs.end(), call.outputs.begin(), call.outputs.end());
   if (call.body) unit.bodies.push_back(std::move(call.body));
@@ -155,6 +147,8 @@ void ProcessGroupHCCL::Submit(Lane& lane, Unit unit, const char* label) {
       if (!transfers.empty()) group.Exchange(transfers);
     };
   }
+  // From here on the allocator keeps the memory until the task has run: until now the unit has held the tensors.
+  if (environment_.memory_reuse != MemoryReuse::kHoldReferences) RecordStream(unit.kept, lane.stream);
   lane.communicator->Launch(label, RecordOf(unit.submission), std::move(body));
   unit.submission->MarkSubmitted();
 }
@@ -213,6 +207,7 @@ c10::intrusive_ptr<c10d::Work> ProcessGroupHCCL::endCoalescing() {
     Unit& whole = *OpenUnit(group_lane_, device_);
     std::move(unit.bodies.begin(), unit.bodies.end(), std::back_inserter(whole.bodies));
     std::move(unit.transfers.begin(), unit.transfers.end(), std::back_inserter(whole.transfers));
+    std::move(unit.kept.begin(), unit.kept.end(), std::back_inserter(whole.kept));
   } else {
     Submit(GroupLane(device_), std::move(unit), "hccl::coalesced");
   }

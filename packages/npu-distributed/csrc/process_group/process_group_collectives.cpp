@@ -2,6 +2,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "process_group/process_group_hccl.h"
 #include "process_group/tensor_checks.h"
@@ -176,19 +177,24 @@ WorkPtr ProcessGroupHCCL::reduce_scatter(std::vector<at::Tensor>& outputs, std::
   // Any other list counts as one long vector of which rank r takes the r-th stretch; what is missing reads as zero.
   const Reduction reduction = ScatteredReductionOf(options.reduceOp, output);
   Call call{OpType::REDUCE_SCATTER, "hccl::reduce_scatter", list, {output}, {}};
-  if (reduction.factor.defined()) call.inputs.push_back(reduction.factor);
   call.timeout = options.timeout;
-  call.before = [list, output, reduction, size = size_](Call& self) {
-    const at::Tensor padded = at::zeros({output.numel() * size}, output.options());
-    int64_t filled = 0;
-    for (const at::Tensor& tensor : list) {
-      const int64_t count = std::min(tensor.numel(), padded.numel() - filled);
-      if (count == 0) continue;
-      padded.narrow(0, filled, count).copy_(tensor.reshape({-1}).narrow(0, 0, count));
-      filled += count;
+  std::vector<at::Tensor>& parts = call.inputs;
+  for (at::Tensor& part : parts) part = part.contiguous();  // dense they are, but maybe channels last
+  const std::vector<Region> from = RegionsOf(parts);
+  const at::Tensor joined = at::empty({output.numel() * size_}, output.options());
+  if (reduction.factor.defined()) call.inputs.push_back(reduction.factor);
+  call.scratch.push_back(joined);
+  call.body = [type = ElementTypeOf(output), reduction, from, room = RegionOf(joined),
+               shares = EqualParts(joined, size_), to = RegionOf(output)](Collectives& group) {
+    auto* const base = static_cast<std::byte*>(room.address);
+    size_t filled = 0;
+    for (const Region& part : from) {
+      const size_t bytes = std::min(part.bytes, room.bytes - filled);
+      if (bytes != 0) std::memcpy(base + filled, part.address, bytes);
+      filled += bytes;
     }
-    self.body = [type = ElementTypeOf(output), reduction, from = EqualParts(padded, size), to = RegionOf(output)](
-                    Collectives& group) { group.ReduceScatter(type, reduction.kind, reduction.Factor(), from, to); };
+    if (filled != room.bytes) std::memset(base + filled, 0, room.bytes - filled);
+    group.ReduceScatter(type, reduction.kind, reduction.Factor(), shares, to);
   };
   return Run(std::move(call));
 }

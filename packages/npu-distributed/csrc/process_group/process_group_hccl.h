@@ -157,17 +157,17 @@ class ProcessGroupHCCL : public c10d::Backend {
     std::vector<at::Tensor> inputs;
     std::vector<at::Tensor> outputs;
     Communicator::Body body;
+    std::vector<at::Tensor> scratch{};  ///< of the task, unknown to the caller
     bool blocks_host = false;
     std::chrono::milliseconds timeout = c10d::kUnsetTimeout;
     std::vector<Transfer> transfers;  ///< point-to-point calls have these and no body
     int peer = -1;                    ///< of a single transfer
-    /// Work of torch before the task: runs with the communication stream current, and may still change the call.
-    std::function<void(Call&)> before{};
     std::shared_ptr<torch::CapturedTraceback> frames{};  ///< of the caller, when they are recorded
   };
   /// A communicator and its stream.  The group has one, and so has every pair of ranks that talks point to point.
   struct Lane {
-    npu_stream* stream = nullptr;
+    std::shared_ptr<npu_stream> lease;
+    npu_stream* stream = nullptr;  ///< of the lease
     EventPtr start;  ///< what the current stream held at the latest call
     std::unique_ptr<Communicator> communicator;
     int generation = 0;  ///< of the communicator: how many this lane has closed
@@ -179,6 +179,7 @@ class ProcessGroupHCCL : public c10d::Backend {
     std::vector<Communicator::Body> bodies;
     std::vector<Transfer> transfers;
     std::vector<at::Tensor> outputs;
+    std::vector<at::Tensor> kept;  ///< whose memory the task uses: before it is queued nothing else keeps it
     bool has_collective = false;
     bool has_transfer = false;
   };
@@ -193,7 +194,7 @@ class ProcessGroupHCCL : public c10d::Backend {
   uint64_t NextSequence(bool is_transfer, Unit* unit);
   WorkHCCL::Start DescribeWork(Call& call, Unit* unit, std::shared_ptr<Submission> submission);
   void OrderAfterCaller(Lane& lane, int device);
-  std::shared_ptr<TensorStash> KeepMemory(const Call& call, npu_stream* stream);
+  void RecordStream(const std::vector<at::Tensor>& tensors, npu_stream* stream) const;
   void Submit(Lane& lane, Unit unit, const char* label);
   std::chrono::milliseconds NextTimeout(std::chrono::milliseconds requested);
 
@@ -212,7 +213,7 @@ class ProcessGroupHCCL : public c10d::Backend {
   Lane& PairLane(int device, int peer);
   Communicator& CommunicatorOn(int device) { return *GroupLane(device).communicator; }
   npu_stream* StreamOn(int device);
-  npu_stream* NewStream(int device) const;
+  void LeaseStreamFor(Lane& lane, int device) const;
   void CheckUsable(const Lane& lane) const;
   std::unique_ptr<Communicator> Connect(const Lane& lane, int peer);
   /// Takes the lanes' communicators; to be closed without the lock.
@@ -246,7 +247,7 @@ class ProcessGroupHCCL : public c10d::Backend {
   uint64_t sequence_ = 0;           // of collectives
   uint64_t transfer_sequence_ = 0;  // of point-to-point calls; a batch counts once
   std::chrono::milliseconds ephemeral_timeout_{0};
-  std::weak_ptr<CallRecord> ephemeral_until_;
+  std::optional<std::weak_ptr<CallRecord>> ephemeral_until_;  // the first work that has it
   bool shut_down_ = false;
   std::optional<Unit> coalescing_;
   bool coalescing_open_ = false;

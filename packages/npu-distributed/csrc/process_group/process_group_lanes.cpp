@@ -10,6 +10,7 @@
 #include "process_group/communicator_registry.h"
 #include "process_group/gloo_link.h"
 #include "process_group/process_group_hccl.h"
+#include "process_group/stream_lease.h"
 #include "transport/comm_error.h"
 
 namespace npu::distributed {
@@ -48,11 +49,11 @@ KeyValueStore PollingViewOf(StorePtr store) {
   return view;
 }
 
+std::mutex shared_streams_mutex;
+
 /// The stream that groups with this buffer name share on a device.
-npu_stream*& SharedStream(int device, const std::string& buffer_name) {
-  static std::mutex mutex;
-  static auto* streams = new std::map<std::pair<int, std::string>, npu_stream*>;
-  const std::lock_guard lock(mutex);
+std::shared_ptr<npu_stream>& SharedStream(int device, const std::string& buffer_name) {
+  static auto* streams = new std::map<std::pair<int, std::string>, std::shared_ptr<npu_stream>>;
   return (*streams)[{device, buffer_name}];
 }
 
@@ -75,11 +76,10 @@ void ProcessGroupHCCL::ForEachLane(Visit visit) {
   }
 }
 
-npu_stream* ProcessGroupHCCL::NewStream(int device) const {
+void ProcessGroupHCCL::LeaseStreamFor(Lane& lane, int device) const {
   const int priority = options_->is_high_priority_stream || environment_.high_priority ? -1 : 0;
-  npu_stream* stream = Runtime().stream_from_pool(device, priority);
-  TORCH_CHECK(stream != nullptr, "hccl: no communication stream: ", Runtime().last_error());
-  return stream;
+  lane.lease = LeaseStream(device, priority);
+  lane.stream = lane.lease.get();
 }
 
 npu_stream* ProcessGroupHCCL::StreamOn(int device) {
@@ -87,13 +87,21 @@ npu_stream* ProcessGroupHCCL::StreamOn(int device) {
               "ProcessGroupHCCL support one device per process only: this group uses npu:", device_,
               ", but got a tensor on npu:", device);
   device_ = device;
-  npu_stream*& stream = group_lane_.stream;
-  if (stream != nullptr) return stream;
+  Lane& lane = group_lane_;
+  if (lane.stream != nullptr) return lane.stream;
   const std::string buffer = BufferName(options_->hccl_config);
-  if (buffer.empty()) return stream = NewStream(device);
-  npu_stream*& shared = SharedStream(device, buffer);
-  if (shared == nullptr) shared = NewStream(device);
-  return stream = shared;
+  if (buffer.empty()) {
+    LeaseStreamFor(lane, device);
+    return lane.stream;
+  }
+  const std::lock_guard lock(shared_streams_mutex);
+  std::shared_ptr<npu_stream>& shared = SharedStream(device, buffer);
+  if (!shared) {
+    LeaseStreamFor(lane, device);
+    shared = lane.lease;
+  }
+  lane.lease = shared;
+  return lane.stream = shared.get();
 }
 
 void ProcessGroupHCCL::CheckUsable(const Lane& lane) const {
@@ -166,7 +174,7 @@ ProcessGroupHCCL::Lane& ProcessGroupHCCL::PairLane(int device, int peer) {
   if (!slot) slot = std::make_unique<Lane>();
   Lane& lane = *slot;
   CheckUsable(lane);
-  if (lane.stream == nullptr) lane.stream = NewStream(device);
+  if (lane.stream == nullptr) LeaseStreamFor(lane, device);
   if (!lane.start) lane.start = MakeEvent();
   if (!lane.communicator) Adopt(lane, Connect(lane, peer));
   return lane;

@@ -1,6 +1,8 @@
 // Collectives whose ranks have shares of different sizes, and the memory pool they may use.
 #include <c10/util/Exception.h>
 
+#include <cstring>
+
 #include <algorithm>
 
 #include "process_group/process_group_hccl.h"
@@ -104,12 +106,10 @@ WorkPtr ProcessGroupHCCL::ReduceInto(at::Tensor& output, at::Tensor& input, cons
   const bool is_root = rank_ == options.rootRank;
   Call call{OpType::REDUCE, "hccl::reduce", {input}, {output}, {}};
   if (reduction.factor.defined()) call.inputs.push_back(reduction.factor);
-  if (is_root) {
-    call.before = [output, input](Call&) { output.view(-1).copy_(input.view(-1)); };
-  }
-  call.body = [type = ElementTypeOf(input), reduction, root = static_cast<int>(options.rootRank),
-               data = RegionOf(is_root ? output : input)](Collectives& group) {
-    group.Reduce(type, reduction.kind, reduction.Factor(), root, data);
+  call.body = [type = ElementTypeOf(input), reduction, root = static_cast<int>(options.rootRank), is_root,
+               from = RegionOf(input), to = RegionOf(output)](Collectives& group) {
+    if (is_root && from.bytes != 0) std::memmove(to.address, from.address, from.bytes);
+    group.Reduce(type, reduction.kind, reduction.Factor(), root, is_root ? to : from);
   };
   call.timeout = options.timeout;
   return Run(std::move(call));

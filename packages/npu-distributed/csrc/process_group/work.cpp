@@ -75,7 +75,8 @@ void WorkHCCL::WaitOnHost(std::chrono::milliseconds timeout) {
   if (!WaitInterruptibly(record, timeout.count() > 0 ? timeout : std::chrono::milliseconds(-1))) {
     const std::string text = "[Rank " + std::to_string(rank_) + "] " + Describe() + " timed out in blocking wait";
     if (start_.abort_on_timeout) AbortGroup(text);
-    C10_THROW_ERROR(DistBackendError, text);
+    // Once aborted the call has failed, with a text that also says for whom the transport waited.
+    C10_THROW_ERROR(DistBackendError, record.failed() ? record.text() : text);
   }
   if (record.failed()) ThrowFailure(record);
 }
