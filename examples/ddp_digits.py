@@ -1,13 +1,14 @@
 """Train the digits CNN on two devices with DistributedDataParallel.
 
     torchrun --nproc-per-node 2 examples/ddp_digits.py                    # npu:0 and npu:1, backend hccl
-    torchrun --nproc-per-node 2 examples/ddp_digits.py --device cpu       # the same on CPU, backend gloo
+    torchrun --nproc-per-node 2 examples/ddp_digits.py --device cpu       # on CPU, backend gloo
     python examples/ddp_digits.py                                         # one process, the same losses
 
 Each process holds a copy of the model on its own device and sees its share of the images; backward averages the
 gradients between the processes while it runs, and the batch normalisation of npu modules takes its mean and variance
-over the images of all processes.  So any number of processes that divides the batch trains the same model: the losses
-agree but for rounding (1 % after a few epochs).  The data are the 1797 images that come with scikit-learn.
+over the images of all processes.  So on npu any number of processes that divides the batch trains the same model: the
+losses agree but for rounding (1 % after a few epochs).  With --device cpu each process normalises over its own images.
+The data are the 1797 images that come with scikit-learn.
 """
 
 from __future__ import annotations

@@ -130,6 +130,8 @@ def main() -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": "0",
         }
+    if HEADS % int(os.environ["WORLD_SIZE"]) != 0:
+        parser.error(f"the number of processes should divide {HEADS}, the heads, but is {os.environ['WORLD_SIZE']}")
     torch.npu.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("hccl")
     try:

@@ -42,6 +42,13 @@ def test_tensor_parallel() -> None:
     assert held[1] == held[2] and 0.5 * held[0] < held[1] < 0.52 * held[0]
 
 
+def test_tensor_parallel_refuses_a_count_that_does_not_divide_the_heads() -> None:
+    command = [sys.executable, str(EXAMPLES / "tensor_parallel.py")]
+    place = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "3"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=os.environ | place)
+    assert result.returncode == 2 and "should divide 4, the heads, but is 3" in result.stderr, result.stderr
+
+
 def test_digits() -> None:
     pytest.importorskip("sklearn")
     one, two = (run("ddp_digits.py", processes, "--epochs", "2") for processes in (1, 2))

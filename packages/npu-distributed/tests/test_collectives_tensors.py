@@ -283,6 +283,16 @@ def check_refusals(rank: int, size: int) -> None:
         ),
     ]
     if size > 1:
+        rank = dist.get_rank()
+        longer = [2 if r == rank else 1 for r in range(size)]
+        for call in (
+            lambda: dist.all_to_all_single(
+                torch.empty(size, device="npu"), torch.ones(size + 1, device="npu"), [1] * size, longer
+            ),
+            lambda: dist.all_to_all(outputs, [torch.ones(count, device="npu") for count in longer]),
+        ):
+            text = f"split {rank} of its input has 2 elements and split {rank} of its output has 1"
+            cases.append((ValueError, text, call))
         negative = [size + 1, -1, *[0] * (size - 2)]
         cases.append(
             (

@@ -187,6 +187,26 @@ def check_messages(rank: int, size: int) -> None:
         assert [received[peer].unique().tolist() for peer in peers] == [[peer] for peer in peers]
 
 
+def send_first(rank: int, size: int) -> None:
+    """Both ranks send before they receive: long messages, more short ones than may be under way, one after another."""
+    other = 1 - rank
+    for count, messages in ((2000, 1), (2000, 3), (1, 100), (1_000_000, 2)):
+        sent = [torch.full((count,), 1000.0 * rank + number, device="npu") for number in range(messages)]
+        works = [dist.isend(tensor, other) for tensor in sent]
+        received = [torch.empty(count, device="npu") for _ in sent]
+        works += [dist.irecv(tensor, other) for tensor in received]
+        for work in works:
+            work.wait()
+        assert [t.unique().tolist() for t in received] == [[1000.0 * other + number] for number in range(messages)]
+        dist.send(sent[0], other)
+        dist.recv(received[0], other)
+        assert received[0].unique().tolist() == [1000.0 * other]
+
+
+def name_the_host(rank: int, size: int) -> None:
+    os.environ["NPU_HCCL_HOST_ID"] = f"h{rank}"
+
+
 def check_objects_and_groups(rank: int, size: int) -> None:
     gathered: list = [None] * size
     dist.all_gather_object(gathered, {"rank": rank, "text": "x" * (rank * 3000)})
@@ -350,6 +370,13 @@ def test_failures(hosts, fresh_ranks) -> None:
         assert answer is not None and "EI0002" in answer["value"]["error"], answer
         assert "HCCL_EXEC_TIMEOUT" not in answer["value"]["error"], answer
     assert any(f"process {pids[3]}" in ranks.log(rank) for rank in range(3))
+
+
+def test_sends_before_receives(fresh_ranks) -> None:
+    """Told to be two hosts, so it needs no namespaces."""
+    ranks = fresh_ranks(2, HCCL_EXEC_TIMEOUT="30")
+    ranks.run(name_the_host)
+    ranks.run(send_first)
 
 
 def test_messages_that_differ(hosts, fresh_ranks) -> None:

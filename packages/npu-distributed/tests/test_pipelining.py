@@ -13,6 +13,9 @@ from torch.distributed.pipelining import (
     Schedule1F1B,
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+    ScheduleLoopedBFS,
+    ScheduleZBVZeroBubble,
     SplitPoint,
     pipeline,
 )
@@ -46,25 +49,28 @@ def run(schedule, first: bool, last: bool) -> tuple[list[float], torch.Tensor | 
     inputs, targets = (t.npu() for t in batch())
     losses: list = []
     result = None
-    if first and last:
-        raise AssertionError("one rank holds everything")
-    if first:
-        schedule.step(inputs)
-    elif last:
-        result = schedule.step(target=targets, losses=losses)
+    first_arguments = (inputs,) if first else ()
+    if last:
+        result = schedule.step(*first_arguments, target=targets, losses=losses)
     else:
-        schedule.step()
+        schedule.step(*first_arguments)
     return [loss.item() for loss in losses], result
 
 
 def schedules(rank: int, size: int) -> None:
     expected, losses, output = reference()
     device = torch.device("npu", rank)
-    for kind in (ScheduleGPipe, Schedule1F1B, ScheduleInterleaved1F1B):
+    one_stage = (ScheduleGPipe, Schedule1F1B)
+    several = (ScheduleInterleaved1F1B, ScheduleLoopedBFS, ScheduleInterleavedZeroBubble, ScheduleZBVZeroBubble)
+    for kind in (*one_stage, *several):
         model = network()
-        if kind is ScheduleInterleaved1F1B:
-            held = [(index, copy.deepcopy(model[index])) for index in (rank, rank + size)]
+        last = size - 1
+        if kind in several:
+            back = kind is ScheduleZBVZeroBubble  # down the ranks and up again
+            last = 0 if back else last
             total = 2 * size
+            second = total - 1 - rank if back else rank + size
+            held = [(index, copy.deepcopy(model[index])) for index in (rank, second)]
         else:
             per_rank = len(model) // size
             held = [(rank, copy.deepcopy(model[per_rank * rank : per_rank * (rank + 1)]))]
@@ -74,8 +80,8 @@ def schedules(rank: int, size: int) -> None:
         for _ in range(2):  # the second step reuses buffers and shapes
             for stage in stages:
                 stage.submod.zero_grad()
-            ours, result = run(schedule, rank == 0, rank == size - 1)
-        if rank == size - 1:
+            ours, result = run(schedule, rank == 0, rank == last)
+        if rank == last:
             torch.testing.assert_close(ours, losses, rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(result.detach().cpu(), output, rtol=1e-5, atol=1e-6)
         for index, module in held:

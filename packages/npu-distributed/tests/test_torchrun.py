@@ -56,13 +56,3 @@ def test_spellings_of_the_backend(tmp_path: Path) -> None:
     script = tmp_path / "job.py"
     script.write_text(SPELLINGS)
     assert sorted(torchrun(script).splitlines()) == ["rank 0 done", "rank 1 done"]
-
-
-@pytest.mark.slow
-def test_example() -> None:
-    pytest.importorskip("sklearn")
-    example = Path(__file__).resolve().parents[3] / "examples" / "ddp_digits.py"
-    output = torchrun(example, "--epochs", "4")
-    assert "backend hccl" in output and "emulated" in output
-    accuracy = float(output.split("test accuracy ")[-1].split("%")[0])
-    assert accuracy > 95

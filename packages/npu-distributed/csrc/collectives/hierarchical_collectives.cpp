@@ -92,7 +92,8 @@ HierarchicalCollectives::HierarchicalCollectives(Meeting meeting, int rank, Devi
       messages_received_(group_.size()),
       under_way_(group_.size()),
       send_order_(group_.size()),
-      receive_order_(group_.size()) {
+      receive_order_(group_.size()),
+      inboxes_(group_.size()) {
   transport_.ShareRegionsBesidePayloads();
   for (int host = 0; host < hosts_.count(); ++host) {
     if (host == host_) continue;
@@ -110,6 +111,11 @@ HierarchicalCollectives::~HierarchicalCollectives() {
     watch_.notify_all();
   }
   watcher_.join();
+  const bool listens =
+      std::any_of(inboxes_.begin(), inboxes_.end(), [](const auto& inbox) { return inbox != nullptr; });
+  if (!listens) return;
+  link_->Break(NPU_ERROR_STOPPED, "EI0002: hccl: this rank has left the group");  // ends the readers
+  inboxes_.clear();
 }
 
 // ---- failures -------------------------------------------------------------------------------------------------------
@@ -163,11 +169,7 @@ void HierarchicalCollectives::Abort(const char* reason) noexcept {
 }
 
 void HierarchicalCollectives::Wait(LinkOperation& operation) {
-  struct Counted {
-    explicit Counted(std::atomic<int>& count) : count(count) { count.fetch_add(1); }
-    ~Counted() { count.fetch_sub(1); }
-    std::atomic<int>& count;
-  } counted(waiting_);
+  const Counted counted(waiting_);
   operation.Wait();
 }
 

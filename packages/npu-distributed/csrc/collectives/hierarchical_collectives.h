@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "collectives/collectives.h"
+#include "collectives/host_inbox.h"
 #include "collectives/host_link.h"
 #include "transport/shared_memory_transport.h"
 
@@ -63,6 +64,15 @@ class HierarchicalCollectives final : public Collectives {
   struct ItemChunk;
   /// Messages of one Exchange with one rank of another host.
   struct Conversation;
+  /// Counts a thread while it waits.
+  class Counted {
+   public:
+    explicit Counted(std::atomic<int>& count) : count_(count) { count_.fetch_add(1); }
+    ~Counted() { count_.fetch_sub(1); }
+
+   private:
+    std::atomic<int>& count_;
+  };
   /// A header, maybe with a message inside, that has been sent and may not have arrived.
   struct ShortMessage {
     std::vector<std::byte> bytes;
@@ -107,6 +117,9 @@ class HierarchicalCollectives final : public Collectives {
 
   // ---- point-to-point (host_messages.cpp)
   void Converse(Conversation& conversation);
+  HostInbox& InboxOf(int peer);
+  void WhileSending(const std::function<void()>& wait);
+  void WaitForSend(LinkOperation& operation);
 
   const int rank_;
   const std::chrono::milliseconds limit_;
@@ -129,6 +142,9 @@ class HierarchicalCollectives final : public Collectives {
   std::vector<std::deque<ShortMessage>> under_way_;  ///< to each peer
   std::vector<std::mutex> send_order_;               ///< one per peer: header and message of a send stay together
   std::vector<std::mutex> receive_order_;            ///< the same for receives
+  std::mutex inbox_mutex_;                           ///< guards the making of inboxes
+  std::vector<std::unique_ptr<HostInbox>> inboxes_;  ///< by peer; empty before the first message
+  std::atomic<int> sends_waiting_{0};
 
   std::atomic<int> waiting_{0};  ///< threads that wait for the link
   std::mutex watch_mutex_;

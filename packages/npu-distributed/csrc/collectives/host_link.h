@@ -35,6 +35,8 @@ class LinkOperation {
   virtual ~LinkOperation() = default;
   /// Returns when every byte has come and the memory of every send may be reused.  Throws LinkError.
   virtual void Wait() = 0;
+  /// The same without the time-out of the link.
+  virtual void WaitForEver() = 0;
 };
 
 class LinkError : public std::runtime_error {

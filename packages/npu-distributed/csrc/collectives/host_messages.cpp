@@ -1,7 +1,8 @@
 // Point-to-point transfers: local ones through the mailboxes of the control page, others over the link.
 //
-// Over the link a header goes first, so that a receiver can tell a message that does not fit from one that does.  A
-// short message travels inside its header, as a copy: sending it does not wait for the receiver.
+// Over the link a header goes first.  A short message travels inside it, as a copy: sending it does not wait for the
+// receiver.
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <map>
@@ -13,15 +14,6 @@
 
 namespace npu::distributed {
 namespace {
-
-struct MessageHeader {
-  uint64_t number;  ///< among the messages of this ordered pair, from 1
-  uint64_t bytes;
-  ElementType element;
-  uint32_t inside;  ///< 1: the message follows in the same parcel
-};
-
-constexpr size_t kHeaderRoom = sizeof(MessageHeader) + kSmallData;
 
 /// Short messages to one rank that may be on their way before a send waits for the oldest.
 constexpr size_t kMostUnderWay = 64;
@@ -55,7 +47,9 @@ void HierarchicalCollectives::Converse(Conversation& conversation) {
       if (inside) {
         std::deque<ShortMessage>& under_way = under_way_[slot];
         under_way.push_back(std::move(message));
-        for (; under_way.size() > kMostUnderWay; under_way.pop_front()) Wait(*under_way.front().operation);
+        for (; under_way.size() > kMostUnderWay; under_way.pop_front()) {
+          WaitForSend(*under_way.front().operation);
+        }
         continue;
       }
       headers.push_back(std::move(message));
@@ -65,28 +59,43 @@ void HierarchicalCollectives::Converse(Conversation& conversation) {
   }
   {
     const std::lock_guard order(receive_order_[slot]);
-    std::vector<std::byte> room(kHeaderRoom);
+    HostInbox& inbox = InboxOf(peer);
     for (const Transfer* transfer : conversation.transfers) {
       if (transfer->is_send) continue;
-      const Parcel first{peer, room.data(), room.size()};
-      Wait(*link_->Start(Channel::kMessageHeaders, {}, {&first, 1}));
-      MessageHeader header{};
-      std::memcpy(&header, room.data(), sizeof header);
       const uint64_t number = ++messages_received_[slot];
-      if (header.bytes != transfer->data.bytes || header.element != transfer->element || header.number != number) {
-        throw CommError(NPU_ERROR_TASK_FAILED, DescribeMessageMismatch(number, peer, header.bytes, header.element,
-                                                                       rank_, transfer->data.bytes, transfer->element));
-      }
-      if (header.inside != 0) {
-        if (header.bytes != 0) std::memcpy(transfer->data.address, room.data() + sizeof header, header.bytes);
-        continue;
-      }
-      const Parcel second{peer, static_cast<std::byte*>(transfer->data.address), transfer->data.bytes};
-      Wait(*link_->Start(Channel::kMessages, {}, {&second, 1}));
+      const Counted counted(waiting_);
+      inbox.Receive(limit_, [&](const MessageHeader& header) {
+        if (header.bytes != transfer->data.bytes || header.element != transfer->element || header.number != number) {
+          throw CommError(NPU_ERROR_TASK_FAILED,
+                          DescribeMessageMismatch(number, peer, header.bytes, header.element, rank_,
+                                                  transfer->data.bytes, transfer->element));
+        }
+        return static_cast<std::byte*>(transfer->data.address);
+      });
     }
   }
-  for (const ShortMessage& header : headers) Wait(*header.operation);
-  for (const std::unique_ptr<LinkOperation>& send : sends) Wait(*send);
+  for (const ShortMessage& header : headers) WaitForSend(*header.operation);
+  for (const std::unique_ptr<LinkOperation>& send : sends) WaitForSend(*send);
+}
+
+HostInbox& HierarchicalCollectives::InboxOf(int peer) {
+  const std::lock_guard lock(inbox_mutex_);
+  std::unique_ptr<HostInbox>& inbox = inboxes_[static_cast<size_t>(peer)];
+  if (!inbox) inbox = std::make_unique<HostInbox>(*link_, peer, sends_waiting_);
+  return *inbox;
+}
+
+/// Any rank of another host may wait in a send to this one meanwhile, so all their messages are taken in.
+void HierarchicalCollectives::WhileSending(const std::function<void()>& wait) {
+  const Counted counted(sends_waiting_);
+  for (int peer = 0; peer < size(); ++peer) {
+    if (!IsLocal(peer)) InboxOf(peer).Wake();
+  }
+  wait();
+}
+
+void HierarchicalCollectives::WaitForSend(LinkOperation& operation) {
+  WhileSending([&] { Wait(operation); });
 }
 
 /// Short messages that nobody has taken yet end with the link, so the last steps of a rank wait for them.
@@ -124,7 +133,13 @@ void HierarchicalCollectives::Exchange(std::span<const Transfer> transfers) {
   // Each peer, and the neighbours together, may come at any time and in any order, so each has a thread of its own; the
   // last one uses this thread.
   std::vector<std::function<void()>> parts;
-  if (!local.empty()) parts.push_back([&] { transport_.mailboxes().Exchange(local); });
+  if (!local.empty()) {
+    parts.push_back([&] {
+      const bool sends = std::any_of(local.begin(), local.end(), [](const Transfer& one) { return one.is_send; });
+      const auto exchange = [&] { transport_.mailboxes().Exchange(local); };
+      sends ? WhileSending(exchange) : exchange();
+    });
+  }
   for (auto& [peer, conversation] : remote) {
     parts.push_back([this, &conversation = conversation] {
       const std::string where = " in an exchange of messages";

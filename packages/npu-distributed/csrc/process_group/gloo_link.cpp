@@ -49,8 +49,11 @@ class GlooOperation final : public LinkOperation {
  public:
   GlooOperation(GlooLink& link, std::vector<std::pair<int, WorkPtr>> works) : link_(link), works_(std::move(works)) {}
   void Wait() override;
+  void WaitForEver() override { WaitFor(kForever); }
 
  private:
+  void WaitFor(std::chrono::milliseconds limit);
+
   GlooLink& link_;
   std::vector<std::pair<int, WorkPtr>> works_;
 };
@@ -175,13 +178,15 @@ class GlooLink final : public HostLink {
   std::vector<WorkPtr> works_;
 };
 
-void GlooOperation::Wait() {
+void GlooOperation::Wait() { WaitFor(link_.limit()); }
+
+void GlooOperation::WaitFor(std::chrono::milliseconds limit) {
   for (auto& [peer, work] : works_) {
     const Clock::time_point begin = Clock::now();
     try {
-      work->wait(link_.limit());
+      work->wait(limit);
     } catch (const std::exception& error) {
-      link_.Throw(peer, error.what(), Clock::now() - begin >= link_.limit());
+      link_.Throw(peer, error.what(), Clock::now() - begin >= limit);
     }
   }
   works_.clear();

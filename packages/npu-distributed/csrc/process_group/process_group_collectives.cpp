@@ -245,8 +245,10 @@ WorkPtr ProcessGroupHCCL::alltoall_base(at::Tensor& output, at::Tensor& input, s
                   (!output_splits.empty() || !input_splits.empty() || input.numel() == output.numel()),
               "Tensors are not equal in size or data type");
   Call call{OpType::ALLTOALL_BASE, "hccl::all_to_all_single", {input}, {output}, {}};
-  call.body = [type = ElementTypeOf(input), from = SplitParts(input, input_splits, size_, "the input"),
-               to = SplitParts(output, output_splits, size_, "the output")](Collectives& group) {
+  std::vector<Region> from = SplitParts(input, input_splits, size_, "the input");
+  std::vector<Region> to = SplitParts(output, output_splits, size_, "the output");
+  CheckOwnShare("all_to_all_single", rank_, input, from, to);
+  call.body = [type = ElementTypeOf(input), from = std::move(from), to = std::move(to)](Collectives& group) {
     group.AllToAll(type, from, to);
   };
   call.timeout = options.timeout;
@@ -263,8 +265,12 @@ WorkPtr ProcessGroupHCCL::alltoall(std::vector<at::Tensor>& outputs, std::vector
   CheckTensorList(inputs, inputs.front());
   CheckTensorList(outputs, inputs.front());
   Call call{OpType::ALLTOALL, "hccl::all_to_all", inputs, outputs, {}};
-  call.body = [type = ElementTypeOf(inputs.front()), from = RegionsOf(inputs),
-               to = RegionsOf(outputs)](Collectives& group) { group.AllToAll(type, from, to); };
+  std::vector<Region> from = RegionsOf(inputs);
+  std::vector<Region> to = RegionsOf(outputs);
+  CheckOwnShare("all_to_all", rank_, inputs.front(), from, to);
+  call.body = [type = ElementTypeOf(inputs.front()), from = std::move(from), to = std::move(to)](Collectives& group) {
+    group.AllToAll(type, from, to);
+  };
   call.timeout = options.timeout;
   return Run(std::move(call));
 }

@@ -121,6 +121,16 @@ std::vector<Region> SplitParts(const at::Tensor& tensor, const std::vector<int64
   return regions;
 }
 
+void CheckOwnShare(const char* op, int rank, const at::Tensor& like, const std::vector<Region>& inputs,
+                   const std::vector<Region>& outputs) {
+  const auto own = static_cast<size_t>(rank);
+  const size_t element = like.element_size();
+  TORCH_CHECK_VALUE(inputs[own].bytes == outputs[own].bytes, op, ": rank ", rank,
+                    " sends itself what it receives, but split ", rank, " of its input has ",
+                    inputs[own].bytes / element, " elements and split ", rank, " of its output has ",
+                    outputs[own].bytes / element);
+}
+
 double Reduction::Factor() const {
   if (address == nullptr) return constant;
   switch (factor_type) {

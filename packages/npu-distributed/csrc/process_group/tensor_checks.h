@@ -25,6 +25,9 @@ std::vector<Region> EqualParts(const at::Tensor& tensor, int parts);
 /// `size` stretches of `tensor`: the rows that `splits` says, equal ones when it is empty.
 std::vector<Region> SplitParts(const at::Tensor& tensor, const std::vector<int64_t>& splits, int size,
                                const char* what);
+/// Throws unless rank `rank` sends itself as much as it receives from itself: no other rank can tell.
+void CheckOwnShare(const char* op, int rank, const at::Tensor& like, const std::vector<Region>& inputs,
+                   const std::vector<Region>& outputs);
 
 /// A c10d reduction, checked against an element type.
 struct Reduction {

@@ -33,10 +33,19 @@ def load() -> Mapping[str, Any]:
     check_torch(torch.__version__)
     if not torch.distributed.is_available():
         return {}
-    from npu_distributed import backend, c10d_names, distributed, dtensor, parallel_store, sync_batch_norm
+    from npu_distributed import (
+        backend,
+        c10d_names,
+        context_parallel,
+        distributed,
+        dtensor,
+        parallel_store,
+        sync_batch_norm,
+    )
 
     backend.register()
     dtensor.register()
+    context_parallel.register()
     parallel_store.register()
     sync_batch_norm.register()
     for family in FAMILIES:

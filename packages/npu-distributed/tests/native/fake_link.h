@@ -112,7 +112,8 @@ class FakeLink final : public HostLink {
 
   struct Operation final : LinkOperation {
     explicit Operation(FakeLink& link) : link(link) {}
-    void Wait() override { link.WaitFor(messages); }
+    void Wait() override { link.WaitFor(messages, link.limit_); }
+    void WaitForEver() override { link.WaitFor(messages, {}); }
     FakeLink& link;
     std::vector<std::shared_ptr<Message>> messages;
   };
@@ -171,7 +172,7 @@ class FakeLink final : public HostLink {
     }
   }
 
-  void WaitFor(const std::vector<std::shared_ptr<Message>>& messages) {
+  void WaitFor(const std::vector<std::shared_ptr<Message>>& messages, std::chrono::milliseconds limit) {
     const auto begin = std::chrono::steady_clock::now();
     for (const std::shared_ptr<Message>& message : messages) {
       for (;;) {
@@ -182,7 +183,7 @@ class FakeLink final : public HostLink {
           if (broken_) throw LinkError(LinkError::Cause::kBroken, message->peer, reason_);
           if (message->lost) Throw(message->peer);
         }
-        if (limit_.count() > 0 && std::chrono::steady_clock::now() - begin > limit_) {
+        if (limit.count() > 0 && std::chrono::steady_clock::now() - begin > limit) {
           throw LinkError(LinkError::Cause::kTimeout, message->peer, "too late");
         }
         usleep(50);
@@ -193,7 +194,7 @@ class FakeLink final : public HostLink {
   [[noreturn]] void Throw(int peer) {
     LinkError error(LinkError::Cause::kLost, peer, "connection closed");
     char text[2000];
-    const ssize_t length = recv(mesh_.End(rank_, peer, LinkMesh::kChannels - 1), text, sizeof text - 1, 0);
+    const ssize_t length = recv(mesh_.End(rank_, peer, LinkMesh::kChannels - 1), text, sizeof text - 1, MSG_PEEK);
     if (length > 0) {
       text[length] = '\0';
       char* rest = nullptr;

@@ -262,6 +262,32 @@ void Messages(HostRank& self) {
   }
 }
 
+/// All send before they receive: to everyone, then around a ring.
+void SendsFirst(HostRank& self) {
+  const auto fill = [](int source, size_t round) { return source * 1000 + static_cast<int>(round); };
+  const auto exchange = [&](bool is_send, int peer, int32_t* data, size_t count) {
+    const Transfer transfer{is_send, peer, ElementType::kInt32, {data, count * 4}};
+    self.group.Exchange({&transfer, 1});
+  };
+  for (const size_t count : {1ul, 30001ul}) {
+    const size_t rounds = count == 1 ? 200 : 3;
+    for (int step = 1; step < self.size; ++step) {
+      const int target = (self.rank + step) % self.size;
+      const int source = (self.rank + self.size - step) % self.size;
+      self.memory.Reset();
+      auto* data = self.memory.Allocate<int32_t>(count);
+      for (size_t round = 0; round < rounds; ++round) {
+        std::fill_n(data, count, fill(self.rank, round));
+        exchange(true, target, data, count);
+      }
+      for (size_t round = 0; round < rounds; ++round) {
+        exchange(false, source, data, count);
+        EXPECT(data[0] == fill(source, round) && data[count - 1] == data[0]);
+      }
+    }
+  }
+}
+
 void ManyCalls(HostRank& self) {
   auto* data = self.memory.Allocate<int64_t>(60000);
   for (int round = 0; round < 150; ++round) {
@@ -395,6 +421,7 @@ int main() {
     passed &= RunHosts("reductions", places, AllReductions);
     passed &= RunHosts("moves", places, Moves);
     passed &= RunHosts("messages", places, Messages);
+    passed &= RunHosts("sends before receives", places, SendsFirst);
     passed &= RunHosts("many calls", places, ManyCalls);
     passed &= RunHosts("mismatched calls", places, Mismatch);
     passed &= RunHosts("mismatched sizes", places, MismatchedSizes);
