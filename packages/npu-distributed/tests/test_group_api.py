@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 
 def backend_of(group: dist.ProcessGroup | None = None) -> dist.ProcessGroupHCCL:
@@ -148,6 +149,19 @@ def check_works(rank: int, size: int) -> None:
     assert barrier.wait() and barrier.is_completed()
 
 
+def check_sequence_numbers(rank: int, size: int) -> None:
+    group = dist.new_group()
+    group._set_sequence_number_for_group()
+    for count in range(3):
+        assert group._get_sequence_number_for_group() == backend_of(group)._get_sequence_number_for_group() == count
+        dist.all_reduce(ones(), group=group)
+    plain = dist.new_group(backend="gloo")
+    dist.all_reduce(torch.ones(1), group=plain)
+    assert plain._get_sequence_number_for_group() == 1
+    dist.destroy_process_group(plain)
+    dist.destroy_process_group(group)
+
+
 def check_refusals(rank: int, size: int) -> None:
     backend = backend_of()
     assert backend.supports_coalescing and not backend.supports_splitting and not backend.supports_time_estimate
@@ -236,6 +250,40 @@ def eager(rank: int, size: int) -> str:
     return name
 
 
+def meshes_and_splits(rank: int, size: int) -> None:
+    """DeviceMesh and split_group once the default group is bound to its device."""
+    eager(rank, size)
+    world = dist.group.WORLD
+    assert not backend_of().supports_splitting
+
+    for shape in ((size,), (1, size), (size, 1)):
+        names = ("a", "b")[: len(shape)]
+        mesh = init_device_mesh("npu", shape, mesh_dim_names=names)
+        for name, count in zip(names, shape, strict=True):
+            tensor = ones()
+            dist.all_reduce(tensor, group=mesh[name].get_group())
+            assert tensor.tolist() == [float(count)] * 4, (shape, name)
+
+    def reduce(group: dist.ProcessGroup) -> float:
+        tensor = torch.full((4,), rank + 1.0, device="npu")
+        dist.all_reduce(tensor, group=group)
+        return tensor[0].item()
+
+    halves = dist.split_group(world, [[2, 0], [1]], group_desc="halves")
+    assert reduce(halves) == (2.0 if rank == 1 else 4.0) and halves.group_desc == "halves"
+    pair = dist.split_group(split_ranks=[[1, 2]])
+    assert (pair is None) == (rank == 0)
+    if pair is not None:  # ranks are those of the parent
+        assert dist.get_process_group_ranks(pair) == [1, 2] and reduce(pair) == 5.0
+        alone = dist.split_group(pair, [[0], [1]])
+        assert dist.get_process_group_ranks(alone) == [rank] and reduce(alone) == rank + 1.0
+    for wrong in ([], [[]], [[0, 0]], [[0], [0, 1]], [[size]]):
+        with pytest.raises(ValueError, match="split_group|split_ranks"):
+            dist.split_group(world, wrong)
+    with pytest.raises(ValueError, match="not one of the parent group"):
+        dist.split_group(world, [[0, 1, 2]], backend="cpu:gloo")
+
+
 def dist_store_path() -> str:
     import sys
 
@@ -253,6 +301,7 @@ def dist_store_path() -> str:
         check_rebuilding,
         check_gather,
         check_works,
+        check_sequence_numbers,
         check_refusals,
         check_gather_gradient,
     ],
@@ -270,3 +319,7 @@ def test_debug_wrapper(fresh_ranks) -> None:
 
 def test_device_id_connects_at_once(fresh_ranks) -> None:
     assert fresh_ranks(2).run(eager) == ["group_name_0"] * 2
+
+
+def test_meshes_and_splits_of_a_bound_group(fresh_ranks) -> None:
+    fresh_ranks(3).run(meshes_and_splits)

@@ -22,7 +22,7 @@ _FAILED_EXIT_LIMIT = timedelta(seconds=2)
 
 def register() -> None:
     """Make "hccl" a backend of torch.distributed, the default one for npu tensors.  Idempotent."""
-    from npu_distributed import device_stop, distributed
+    from npu_distributed import device_stop, distributed, split_group
     from npu_distributed._C import ProcessGroupHCCL
 
     if "hccl" not in dist.Backend.backend_list:
@@ -37,8 +37,10 @@ def register() -> None:
     _connect_eagerly()
     _allow_bfloat16_hooks()
     _allow_gather_gradient()
+    _allow_sequence_numbers()
     _shut_down_at_exit()
     device_stop.install()
+    split_group.install()
 
 
 def _connect_eagerly() -> None:
@@ -84,6 +86,25 @@ def _allow_gather_gradient() -> None:
         return None, gradient, None
 
     functional._AllGatherBase.backward = staticmethod(backward)
+
+
+@functools.cache
+def _allow_sequence_numbers() -> None:
+    """Let a ProcessGroup report the sequence number of its hccl backend; torch asks only backends it knows."""
+
+    def allow(name: str) -> None:
+        original = getattr(dist.ProcessGroup, name)
+
+        @functools.wraps(original)
+        def method(self: dist.ProcessGroup) -> Any:
+            backend = backend_of(self)
+            is_hccl = hasattr(backend, "get_hccl_comm_name")
+            return getattr(backend, name)() if is_hccl else original(self)
+
+        setattr(dist.ProcessGroup, name, method)
+
+    allow("_get_sequence_number_for_group")
+    allow("_set_sequence_number_for_group")
 
 
 def _allow_bfloat16_hooks() -> None:
