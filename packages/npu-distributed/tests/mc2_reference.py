@@ -35,6 +35,11 @@ def scale_bits(scale: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
     return (scale.float().view(torch.int32).long().bitwise_and(0xFFFFFFFF) | (5 << 40)).view(dtype)
 
 
+def roundings_of_terms(dtype: torch.dtype, is_scaled: bool = False) -> int:
+    """How often a term of a sum over ranks is rounded to 16 bits: only in bfloat16, which aten's product returns."""
+    return int(dtype == torch.bfloat16 and not is_scaled)
+
+
 def assert_close(actual: Tensor, expected: Tensor, terms: Tensor, inner: Tensor, roundings: int = 1) -> None:
     """Compare with the error that the number of roundings allows, and no more.
 

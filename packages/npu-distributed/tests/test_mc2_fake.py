@@ -125,6 +125,23 @@ def test_mistakes_of_fakes() -> None:
             torch_npu.npu_mm_all_reduce_base(fake(3, 4, dtype=torch.float8_e5m2), fake(4, 5), "nobody")
         with pytest.raises(RuntimeError, match="mm_x and mm_weight belong together"):
             torch_npu.npu_gmm_alltoallv(fake(1, 4), fake(1, 4, 5), "nobody", 1, [1], [1], mm_x=fake(1, 1))
+        for operator in (torch_npu.npu_all_gather_base_mm, torch_npu.npu_mm_reduce_scatter_base):
+            with pytest.raises(RuntimeError, match="self: expected 2 dims"):
+                operator(fake(2, 2, 4), fake(4, 5), "nobody", 2)
+        with pytest.raises(RuntimeError, match="self: expected 8 columns"):
+            torch_npu.npu_all_gather_base_mm(fake(3, 4), fake(4, 5), "nobody", 2, gather_index=1)
+        for x3 in (fake(3, 4), fake(1, 3, 5)):
+            with pytest.raises(RuntimeError, match="x3: expected the shape of the output"):
+                torch_npu.npu_mm_all_reduce_base(fake(3, 4), fake(4, 5), "nobody", x3=x3)
+        for mm_x, mm_weight, text in (
+            (fake(1, 2, 3), fake(3, 5), "mm_x: expected 2 dims"),
+            (fake(2, 3), fake(1, 3, 5), "mm_weight: expected 2 dims"),
+            (fake(2, 3), fake(4, 5), "mm_weight: expected H2 = 3"),
+        ):
+            with pytest.raises(RuntimeError, match=text):
+                torch_npu.npu_alltoallv_gmm(
+                    fake(1, 4), fake(1, 4, 4), "nobody", 1, [1], [1], mm_x=mm_x, mm_weight=mm_weight
+                )
 
 
 @pytest.mark.parametrize("name", FAMILIES["mc2"])

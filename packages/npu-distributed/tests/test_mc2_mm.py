@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from mc2_reference import assert_close, comm_name, random_floats, random_integers, random_scales, scale_bits
+from mc2_reference import (
+    assert_close,
+    comm_name,
+    random_floats,
+    random_integers,
+    random_scales,
+    roundings_of_terms,
+    scale_bits,
+)
 from torch import Tensor
 
 torch_npu = pytest.importorskip("torch_npu")
@@ -66,7 +74,7 @@ def all_reduce_float(rank: int, size: int, dtype_name: str) -> None:
             expected = expected + product
             inner = inner + theirs["x1"].abs() @ theirs["x2"].abs() + 4
         assert actual.dtype == dtype and actual.is_contiguous()
-        assert_close(actual, expected, terms, inner)
+        assert_close(actual, expected, terms, inner, roundings_of_terms(dtype))
 
 
 def all_reduce_weight_quant(rank: int, size: int, dtype_name: str) -> None:
@@ -113,8 +121,8 @@ def all_reduce_weight_quant(rank: int, size: int, dtype_name: str) -> None:
             weight = (theirs["x2"] + (rows(theirs["offset"]) if has_offset else 0)) * rows(theirs["scale"])
             product = theirs["x1"] @ weight + theirs["bias"]
             expected = expected + product
-            # The dequantised weight is rounded as well, which shifts a product by no more than this.
-            terms = terms + product.abs() + theirs["x1"].abs() @ weight.abs()
+            # The dequantised weight is rounded in any case, which shifts a product by no more than this.
+            terms = terms + roundings_of_terms(dtype) * product.abs() + theirs["x1"].abs() @ weight.abs()
             inner = inner + theirs["x1"].abs() @ weight.abs() + 4
         assert actual.dtype == dtype
         assert_close(actual, expected, terms, inner)
@@ -237,6 +245,8 @@ SCALED_CASES = [
     (5, 70, 11, "int8", False, False, "int64"),
     (4, 12, 10, "int8", False, True, "float32 to float16"),
     (2, 9, 4, "bfloat16", True, True, "float32"),
+    (6, 40, 7, "bfloat16", True, True, "float32 to float32"),
+    (6, 40, 7, "float16", True, True, "float32 to float32"),
     (0, 5, 3, "float16", True, False, ""),
     (2, 9, 4, "float16 tall", False, False, ""),
     (2, 9, 4, "int8 tall", True, True, "float32"),
@@ -264,8 +274,8 @@ def scaled_options(given: dict[str, Tensor], bias: bool, x1_scale: bool, x2_scal
         options |= {"x2_scale": scale_bits(given["x2_scale"]).npu(), "output_dtype": torch.bfloat16}  # no effect
     elif x2_scale:
         options["x2_scale"] = given["x2_scale"].npu()
-        if x2_scale.endswith("float16"):
-            options["output_dtype"] = torch.float16
+        if " to " in x2_scale:
+            options["output_dtype"] = getattr(torch, x2_scale.split(" to ")[1])
     else:
         options["output_dtype"] = torch.float32  # no effect without scales
     return options
@@ -274,6 +284,8 @@ def scaled_options(given: dict[str, Tensor], bias: bool, x1_scale: bool, x2_scal
 def scaled_type(kind: str, x2_scale: str) -> torch.dtype:
     if not x2_scale:
         return FLOATS[kind]
+    if " to " in x2_scale:
+        return getattr(torch, x2_scale.split(" to ")[1])
     return torch.bfloat16 if x2_scale == "float32" else torch.float16
 
 
@@ -297,11 +309,10 @@ def reduce_scatter(rank: int, size: int) -> None:
             scale = (theirs["x2_scale"] if x2_scale else 1) * (theirs["x1_scale"][mine] if x1_scale else 1)
             product = (theirs["x"][mine] @ theirs["x2"] + (theirs["bias"] if bias else 0)) * scale
             expected = expected + product
-            # A product of floats is rounded before it is scaled, one of int8 is not.
-            terms = terms + (product.abs() if kind != "int8" else 0)
+            terms = terms + product.abs()
             inner = inner + (theirs["x"][mine].abs() @ theirs["x2"].abs() + theirs["bias"].abs()) * scale
         assert actual.dtype == scaled_type(kind, x2_scale) and actual.is_contiguous()
-        assert_close(actual, expected, terms, inner)
+        assert_close(actual, expected, terms, inner, roundings_of_terms(actual.dtype, bool(x2_scale)))
 
 
 def all_gather(rank: int, size: int) -> None:
@@ -328,9 +339,8 @@ def all_gather(rank: int, size: int) -> None:
             scale = scale * torch.cat([theirs["x1_scale"] for theirs in all_inputs]).double()
         expected = (stacked.double() @ mine["x2"] + (mine["bias"] if bias else 0)) * scale
         inner = (stacked.double().abs() @ mine["x2"].abs() + mine["bias"].abs()) * scale
-        terms = expected.abs() if kind != "int8" and x2_scale else torch.zeros(())
         assert actual.dtype == scaled_type(kind, x2_scale) and actual.is_contiguous()
-        assert_close(actual, expected, terms, inner)
+        assert_close(actual, expected, torch.zeros(()), inner)
         assert gathered.dtype == stacked.dtype
         assert torch.equal(gathered.cpu(), stacked) if case % 2 == 0 else gathered.shape == (0,)
 
@@ -356,6 +366,33 @@ def all_gather_of_the_weight(rank: int, size: int) -> None:
         inner = (mine["x"].abs() @ stacked.double().abs() + mine["bias"].abs()) * scale
         assert actual.shape == (m, n) and torch.equal(gathered.cpu(), stacked)
         assert_close(actual, expected, torch.zeros(()), inner)
+
+
+def terms_beyond_float16(rank: int, size: int) -> None:
+    """Terms and products that float16 cannot hold, where the result can."""
+    name = comm_name(rank)
+    x = torch.ones(size, 2).half().npu()
+    weight = torch.full((2, 3), -30000.0 if rank % 2 else 35008.0).half().npu()
+    for leading in (size, 2400):  # one tile and several
+        rows = torch.ones(leading, 2).half().npu()
+        wide = weight if leading == size else weight[:, :1].expand(2, 2048)
+        total = torch.full((leading, wide.size(1)), 10016.0 * size / 2).half()
+        assert torch.equal(torch_npu.npu_mm_all_reduce_base(rows, wide, name).cpu(), total)
+        scattered = torch_npu.npu_mm_reduce_scatter_base(rows, wide, name, size)
+        assert torch.equal(scattered.cpu(), total[: leading // size])
+    # The terms count with bias and x3: 20032 in all, from each pair of ranks.
+    addend = -49984.0 if rank % 2 else 60000.0
+    addends = {"bias": torch.full((3,), addend).half().npu(), "x3": torch.full((size, 3), addend).half().npu()}
+    actual = torch_npu.npu_mm_all_reduce_base(x, torch.zeros(2, 3).half().npu(), name, **addends)
+    assert torch.equal(actual.cpu(), torch.full((size, 3), 20032.0 * size / 2).half())
+    scale = torch.full((1, 3), 2.0**-7).npu()
+    for output_dtype in (torch.float16, torch.bfloat16, torch.float32):
+        big = torch.full((2, 3), 35008.0).half().npu()
+        options = {"x2_scale": scale, "output_dtype": output_dtype}
+        gathered, _ = torch_npu.npu_all_gather_base_mm(x, big, name, size, **options)
+        assert torch.equal(gathered.cpu(), torch.full((size * size, 3), 70016 / 128).to(output_dtype))
+        summed = torch_npu.npu_mm_reduce_scatter_base(x, big, name, size, **options)
+        torch.testing.assert_close(summed.cpu(), torch.full((1, 3), 70016 / 128 * size).to(output_dtype))
 
 
 def views_and_empty_sums(rank: int, size: int) -> None:
@@ -412,6 +449,11 @@ def test_reduce_scatter(ranks, size: int) -> None:
 def test_all_gather(ranks, size: int) -> None:
     ranks(size).run(all_gather)
     ranks(size).run(all_gather_of_the_weight)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_terms_beyond_float16(ranks, size: int) -> None:
+    ranks(size).run(terms_beyond_float16)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -176,6 +176,32 @@ def different_shapes(rank: int, size: int) -> str:
     return first
 
 
+def warm_up(rank: int, size: int) -> None:
+    x = torch.ones(4, 3, device="npu").half()
+    torch_npu.npu_mm_all_reduce_base(x, x.t(), comm_name(rank))
+    torch.npu.synchronize()
+
+
+def limit(rank: int, size: int, seconds: float) -> None:
+    dist.group.WORLD._get_backend(torch.device("npu"))._set_default_timeout(timedelta(seconds=seconds))
+
+
+def alone(rank: int, size: int, operator: str) -> str:
+    """The other ranks never come."""
+    name = comm_name(rank)
+    x = torch.ones(4, 8, device="npu").half()
+    try:
+        if operator == "npu_mm_all_reduce_base":
+            torch_npu.npu_mm_all_reduce_base(x, x.t(), name)
+        else:
+            experts = torch.tensor([[0, 1]] * 4, dtype=torch.int32, device="npu")
+            torch_npu.npu_moe_distribute_dispatch_v2(x, experts, name, size, rank, 2)
+        torch.npu.synchronize()
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
 SHAPES = pytest.mark.parametrize("shape", [(8, 12, 8), (1024, 1200, 2100)], ids=["one tile", "tiles"])
 
 
@@ -207,7 +233,75 @@ def test_results_are_detached(ranks) -> None:
 
 def test_different_shapes_are_an_error_everywhere(fresh_ranks) -> None:
     for text in fresh_ranks(2).run(different_shapes):
-        assert re.search(r"EI0005.*rank 0.*20 x float16.*rank 1.*25 x float16", text) or re.search(
-            r"EI0005.*rank 1.*25 x float16.*rank 0.*20 x float16", text
-        ), text
+        assert re.search(r"EI0005.*rank 0 npu::npu_mm_all.*Half\[4, 5\].*rank 1 npu::npu_mm_all.*Half\[5, 5\]", text), (
+            text
+        )
         assert "THEN npu_mm_all_reduce_base: an earlier collective of this group failed" in text
+
+
+def mismatched(rank: int, size: int, case: str) -> str:
+    """Each rank calls something else; afterwards the group is made anew."""
+    from torch_npu.distributed import reinit_process_group
+
+    name = comm_name(rank)
+    x = torch.ones(4, 4, device="npu").half()
+    experts = x[None]
+    counts = [2, 2], [2, 2]
+    calls = {
+        "operators": (
+            lambda: torch_npu.npu_alltoallv_gmm(x, experts, name, size, *counts),
+            lambda: torch_npu.npu_gmm_alltoallv(x, experts, name, size, *counts),
+        ),
+        "same bytes": (
+            lambda: torch_npu.npu_mm_all_reduce_base(torch.cat([x, x]), x, name),
+            lambda: torch_npu.npu_mm_all_reduce_base(x, torch.cat([x, x], 1), name),
+        ),
+        "counts": (
+            lambda: torch_npu.npu_alltoallv_gmm(x, experts, name, size, *counts),
+            lambda: torch_npu.npu_alltoallv_gmm(x, experts, name, size, [2, 2], [1, 3]),
+        ),
+        "collective": (
+            lambda: torch_npu.npu_mm_all_reduce_base(x, x, name),
+            lambda: dist.all_reduce(x),
+        ),
+    }
+    text = "no error"
+    try:
+        calls[case][rank]()
+        torch.npu.synchronize()
+    except RuntimeError as error:
+        text = str(error).splitlines()[0]
+    reinit_process_group()
+    counter = torch.ones(1, device="npu")
+    dist.all_reduce(counter)
+    assert counter.item() == size
+    return text
+
+
+def test_different_operators_are_an_error_everywhere(fresh_ranks) -> None:
+    group = fresh_ranks(2, TORCH_HCCL_ASYNC_ERROR_HANDLING="2")
+    group.run(warm_up)
+    both = r"EI0005: hccl: ranks called different operators: rank 0 npu::{}\(.*\), rank 1 npu::{}\(.*\)\. Every"
+    for text in group.run(mismatched, "operators"):
+        assert re.search(both.format("npu_alltoallv_gmm", "npu_gmm_alltoallv"), text), text
+    for text in group.run(mismatched, "same bytes"):
+        assert re.search(both.format("npu_mm_all_reduce_base", "npu_mm_all_reduce_base"), text), text
+        assert "Half[8, 4]" in text and "Half[4, 8]" in text, text
+    for text in group.run(mismatched, "counts"):
+        assert text.count("npu_alltoallv_gmm") == 1 and "npu::npu_alltoallv_gmm: rank 0 sends 2 rows" in text, text
+    first, second = group.run(mismatched, "collective")
+    assert "npu::npu_mm_all_reduce_base" in first and "all_reduce(16 x float16" in first, first
+    assert "all_reduce(16 x float16" in second, second
+
+
+@pytest.mark.parametrize("operator", ["npu_mm_all_reduce_base", "npu_moe_distribute_dispatch_v2"])
+def test_the_time_of_the_group_ends_a_call_without_peers(fresh_ranks, operator: str) -> None:
+    """Its own limit, not the one of the environment, which is half an hour."""
+    group = fresh_ranks(2, TORCH_HCCL_ASYNC_ERROR_HANDLING="2")
+    group.run(warm_up)
+    group.run_only(0, limit, 1.0)
+    text = group.run_only(0, alone, operator)
+    assert f"Watchdog caught collective operation timeout: npu::{operator} (Timeout(ms)=1000) ran for" in text, text
+    assert text.count(operator) == 2, text  # the operator that failed and the one that was too late
+    assert "(reported by rank 0)" in group.run_only(1, alone, operator)
+    assert group.close() == [0, 0]

@@ -12,7 +12,6 @@ namespace npu::distributed {
 namespace {
 
 constexpr const char* kOp = "npu_all_gather_base_mm";
-constexpr const char* kLabel = "npu::npu_all_gather_base_mm";
 
 /// The blocks of a matrix that stacks one block of equal size per rank.
 std::vector<Region> BlocksOf(const at::Tensor& stacked, int64_t size) {
@@ -32,7 +31,7 @@ class Gathering {
     const ElementType type = ElementTypeOf(own);
     std::vector<Region> blocks = BlocksOf(stacked, size);
     if (static_cast<int64_t>(own.nbytes()) < kTileBytes || size == 1) {
-      steps_.push_back(call.Communicate(kLabel, {own, stacked},
+      steps_.push_back(call.Communicate({own, stacked},
                                         [type, input = RegionOf(own), blocks = std::move(blocks)](Collectives& ranks) {
                                           ranks.AllGather(type, input, blocks);
                                         }));
@@ -41,8 +40,8 @@ class Gathering {
     stacked.narrow(0, communicator.rank() * own.size(0), own.size(0)).copy_(own);
     for (int root = 0; root < size; ++root) {
       const Region block = blocks[static_cast<size_t>(root)];
-      steps_.push_back(call.Communicate(
-          kLabel, {stacked}, [type, root, block](Collectives& ranks) { ranks.Broadcast(type, root, block); }));
+      steps_.push_back(
+          call.Communicate({stacked}, [type, root, block](Collectives& ranks) { ranks.Broadcast(type, root, block); }));
     }
   }
 
@@ -86,19 +85,22 @@ std::tuple<at::Tensor, at::Tensor> AllGatherMm(const at::Tensor& self, const at:
 
   const int64_t rows = own.size(0);
   const at::Tensor stacked = at::empty({size * rows, own.size(1)}, own.options());
-  const DenseProduct product = operands.Product(gather_index == 0 ? x2 : stacked);
-  at::Tensor result = at::empty({gather_index == 0 ? size * rows : self.size(0), x2.size(1)},
-                                self.options().dtype(product.result_type()));
+  const at::ScalarType type = operands.is_scaled() ? at::kFloat : self.scalar_type();
+  at::Tensor result =
+      at::empty({gather_index == 0 ? size * rows : self.size(0), x2.size(1)}, self.options().dtype(type));
   const at::Tensor row_scale = operands.RowScale();
-  FusedCall call(communicator);
+  FusedCall call(communicator, "npu::npu_all_gather_base_mm",
+                 c10::str("gather_index=", gather_index, ": ", TypeAndShape(own.scalar_type(), own.sizes()),
+                          " per rank", row_scale.defined() && gather_index == 0 ? ", x1_scale" : ""));
   if (gather_index == 1) {
     Gathering(call, communicator, own, stacked).WaitForAll();
-    product.Into(result, self, row_scale);
+    operands.Product(type, stacked).Into(result, self, row_scale);
   } else {
+    const DenseProduct product = operands.Product(type, x2);
     at::Tensor row_scales;
     if (row_scale.defined()) {
       row_scales = at::empty({size * rows}, row_scale.options());
-      call.Communicate(kLabel, {row_scale, row_scales},
+      call.Communicate({row_scale, row_scales},
                        [input = RegionOf(row_scale), blocks = BlocksOf(row_scales, size)](Collectives& ranks) {
                          ranks.AllGather(ElementType::kFloat32, input, blocks);
                        });

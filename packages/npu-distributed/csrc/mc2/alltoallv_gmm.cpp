@@ -32,6 +32,10 @@ struct Arguments {
   ExpertCounts Received() const { return {recv_counts.vec(), experts()}; }
   at::Tensor MmWeight() const { return trans_mm_weight ? mm_weight.t() : mm_weight; }
 
+  /// What is the same on all ranks, when rows of `columns` numbers travel.
+  std::string Agreed(int64_t columns) const {
+    return c10::str("rows of ", columns, " x ", gmm_x.scalar_type(), ", experts per rank: ", experts());
+  }
   void Check() const;
   /// The local product, or an undefined tensor.
   at::Tensor LocalProduct() const { return mm_x.defined() ? at::mm(mm_x, MmWeight()) : at::Tensor(); }
@@ -93,19 +97,16 @@ Communicator& Find(const Arguments& arguments, c10::string_view hcom, const Opti
 /// The exchange of the blocks of one expert after the other, each a step of its own.
 class ExpertExchange {
  public:
-  /// `label` must be a static string.
-  ExpertExchange(const Arguments& arguments, const char* label, FusedCall& call, const Communicator& communicator)
-      : call_(call), label_(label), type_(ElementTypeOf(arguments.gmm_x)) {
+  ExpertExchange(const Arguments& arguments, FusedCall& call, const Communicator& communicator)
+      : call_(call), type_(ElementTypeOf(arguments.gmm_x)) {
     CompareCounts(arguments, communicator);
   }
 
   /// inputs[d] of this rank goes to rank d, outputs[s] comes from rank s; `tensors` hold them.
   FusedCall::Step Exchange(const std::vector<at::Tensor>& tensors, std::vector<Region> inputs,
                            std::vector<Region> outputs) {
-    return call_.Communicate(
-        label_, tensors, [type = type_, inputs = std::move(inputs), outputs = std::move(outputs)](Collectives& ranks) {
-          ranks.AllToAll(type, inputs, outputs);
-        });
+    return call_.Communicate(tensors, [type = type_, inputs = std::move(inputs), outputs = std::move(outputs)](
+                                          Collectives& ranks) { ranks.AllToAll(type, inputs, outputs); });
   }
 
  private:
@@ -119,9 +120,8 @@ class ExpertExchange {
     std::vector<Region> outputs;
     for (int64_t rank = 0; rank < size; ++rank) outputs.push_back(RegionOf(all.select(0, rank)));
     call_.Communicate(
-        label_, {own, all},
-        [op = std::string(arguments.op), sent = arguments.send_counts.vec(), received = arguments.recv_counts.vec(),
-         input = RegionOf(own), outputs = std::move(outputs), size, experts](Collectives& ranks) {
+        {own, all}, [sent = arguments.send_counts.vec(), received = arguments.recv_counts.vec(), input = RegionOf(own),
+                     outputs = std::move(outputs), size, experts](Collectives& ranks) {
           auto* numbers = static_cast<int64_t*>(input.address);
           std::copy(received.begin(), received.end(), std::copy(sent.begin(), sent.end(), numbers));
           ranks.AllGather(ElementType::kInt64, input, outputs);
@@ -135,10 +135,9 @@ class ExpertExchange {
                 const int64_t expected = receive[from * experts + expert];
                 if (given == expected) continue;
                 throw CommError(NPU_ERROR_TASK_FAILED,
-                                op + ": rank " + std::to_string(from) + " sends " + std::to_string(given) +
-                                    " rows to rank " + std::to_string(to) + " (send_counts[" +
-                                    std::to_string(to * experts + expert) + "]), which expects " +
-                                    std::to_string(expected) + " (recv_counts[" +
+                                "rank " + std::to_string(from) + " sends " + std::to_string(given) + " rows to rank " +
+                                    std::to_string(to) + " (send_counts[" + std::to_string(to * experts + expert) +
+                                    "]), which expects " + std::to_string(expected) + " (recv_counts[" +
                                     std::to_string(from * experts + expert) + "])");
               }
             }
@@ -147,7 +146,6 @@ class ExpertExchange {
   }
 
   FusedCall& call_;
-  const char* label_;
   ElementType type_;
 };
 
@@ -169,8 +167,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> AllToAllvGmm(
   const at::Tensor permuted = at::empty({count, product.rows()}, rows.options());
   const at::Tensor result = at::empty({count, product.columns()}, rows.options());
 
-  FusedCall call(communicator);
-  ExpertExchange exchange(arguments, "npu::npu_alltoallv_gmm", call, communicator);
+  FusedCall call(communicator, "npu::npu_alltoallv_gmm", arguments.Agreed(product.rows()));
+  ExpertExchange exchange(arguments, call, communicator);
   std::vector<FusedCall::Step> steps;
   for (int64_t expert = 0; expert < product.groups(); ++expert) {
     steps.push_back(
@@ -202,8 +200,8 @@ std::tuple<at::Tensor, at::Tensor> GmmAllToAllv(const at::Tensor& gmm_x, const a
   const at::Tensor products = at::empty({gmm_x.size(0), product.columns()}, gmm_x.options());
   const at::Tensor result = at::empty({arguments.Received().Total(), product.columns()}, gmm_x.options());
 
-  FusedCall call(communicator);
-  ExpertExchange exchange(arguments, "npu::npu_gmm_alltoallv", call, communicator);
+  FusedCall call(communicator, "npu::npu_gmm_alltoallv", arguments.Agreed(product.columns()));
+  ExpertExchange exchange(arguments, call, communicator);
   for (int64_t expert = 0; expert < product.groups(); ++expert) {
     product.Into(leaving.RowsOf(expert, products), leaving.RowsOf(expert, gmm_x), expert);
     exchange.Exchange({products, result}, leaving.RegionsOf(expert, products), arriving.RegionsOf(expert, result));

@@ -13,8 +13,8 @@ at::Tensor Barrier(const at::Tensor& x_ref, c10::string_view group, int64_t worl
                    const std::optional<at::Tensor>& /*time_out*/, const std::optional<at::Tensor>& /*elastic_info*/) {
   Communicator& communicator = RequireCommunicator(kBarrier, std::string(group), world_size);
   RequireDevice(kBarrier, {{"x_ref", x_ref}}, communicator);
-  FusedCall call(communicator);
-  call.Communicate("npu::_npu_distribute_barrier", {}, [](Collectives& ranks) { ranks.Barrier(); });
+  FusedCall call(communicator, "npu::_npu_distribute_barrier", "");
+  call.Communicate({}, [](Collectives& ranks) { ranks.Barrier(); });
   call.Join();
   return x_ref.clone(at::MemoryFormat::Contiguous);  // behind the barrier
 }

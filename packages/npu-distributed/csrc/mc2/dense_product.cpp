@@ -6,15 +6,15 @@
 
 namespace npu::distributed {
 
-DenseProduct::DenseProduct(at::ScalarType x_type, at::Tensor weight, at::Tensor bias, at::Tensor column_scale)
-    : x_type_(x_type), weight_(std::move(weight)), bias_(std::move(bias)), column_scale_(std::move(column_scale)) {}
+DenseProduct::DenseProduct(at::ScalarType result_type, at::ScalarType x_type, const at::Tensor& weight,
+                           const at::Tensor& bias, at::Tensor column_scale)
+    : result_type_(result_type),
+      x_type_(x_type),
+      weight_(x_type == at::kChar ? weight : weight.to(result_type)),
+      bias_(bias.defined() && x_type != at::kChar ? bias.to(result_type) : bias),
+      column_scale_(std::move(column_scale)) {}
 
-void DenseProduct::IntoScaled(at::Tensor out, const at::Tensor& x) const {
-  if (x_type_ != at::kChar) {
-    const at::Tensor product = bias_.defined() ? at::addmm(bias_, x, weight_) : at::mm(x, weight_);
-    at::mul_out(out, product, column_scale_);
-    return;
-  }
+void DenseProduct::ScaledIntegersInto(at::Tensor out, const at::Tensor& x) const {
   at::Tensor sum = at::_int_mm(x, weight_);
   if (!bias_.defined()) {
     at::mul_out(out, sum, column_scale_);
@@ -29,19 +29,23 @@ void DenseProduct::IntoScaled(at::Tensor out, const at::Tensor& x) const {
 void DenseProduct::Into(at::Tensor out, const at::Tensor& x, const at::Tensor& row_scale,
                         const at::Tensor& addend) const {
   if (out.numel() == 0) return;
-  if (column_scale_.defined()) {
-    IntoScaled(out, x);
-    if (row_scale.defined()) out.mul_(row_scale.unsqueeze(1));
-    if (addend.defined()) out.add_(addend);
+  if (x_type_ == at::kChar) {
+    ScaledIntegersInto(out, x);
+  } else if (bias_.defined()) {
+    at::addmm_out(out, bias_, x.to(result_type_), weight_);
+  } else if (addend.defined()) {
+    at::addmm_out(out, addend.to(result_type_), x.to(result_type_), weight_);
     return;
+  } else {
+    at::mm_out(out, x.to(result_type_), weight_);
   }
-  const at::Tensor& first = bias_.defined() ? bias_ : addend;
-  if (!first.defined()) {
-    at::mm_out(out, x, weight_);
-    return;
-  }
-  at::addmm_out(out, first, x, weight_);
-  if (bias_.defined() && addend.defined()) out.add_(addend);
+  if (column_scale_.defined() && x_type_ != at::kChar) out.mul_(column_scale_);
+  if (row_scale.defined()) out.mul_(row_scale.unsqueeze(1));
+  if (addend.defined()) out.add_(addend);
+}
+
+at::ScalarType TermType(at::ScalarType x_type, bool is_scaled) {
+  return is_scaled || x_type == at::kHalf ? at::kFloat : x_type;
 }
 
 at::Tensor DecodeScale(const at::Tensor& scale) {

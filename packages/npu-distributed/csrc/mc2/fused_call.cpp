@@ -1,7 +1,9 @@
 #include "mc2/fused_call.h"
 
+#include <ATen/ATen.h>
 #include <c10/util/Exception.h>
 
+#include "mc2/signature.h"
 #include "process_group/communicator_registry.h"
 #include "process_group/work.h"
 
@@ -39,24 +41,40 @@ void RequireDevice(const char* op, std::initializer_list<NamedTensor> tensors, c
   }
 }
 
-FusedCall::FusedCall(Communicator& communicator)
-    : communicator_(communicator), ready_(MakeEvent()), done_(MakeEvent()) {}
+std::string TypeAndShape(at::ScalarType type, at::IntArrayRef shape) { return c10::str(type, shape); }
 
-FusedCall::Step FusedCall::Communicate(const char* label, const std::vector<at::Tensor>& tensors,
-                                       Communicator::Body body) {
+FusedCall::FusedCall(Communicator& communicator, const char* label, const std::string& agreed)
+    : communicator_(communicator),
+      label_(label),
+      signature_(label + (agreed.empty() ? "" : "(" + agreed + ")")),
+      ready_(MakeEvent()),
+      done_(MakeEvent()) {}
+
+FusedCall::Step FusedCall::Communicate(std::vector<at::Tensor> tensors, Communicator::Body body) {
+  if (!last_ && communicator_.size() > 1) {
+    const at::Tensor scratch = at::empty({static_cast<int64_t>(SignatureScratch(communicator_.size()))},
+                                         at::TensorOptions().dtype(at::kByte).device(at::Device(
+                                             at::kPrivateUse1, static_cast<at::DeviceIndex>(communicator_.device()))));
+    tensors.push_back(scratch);
+    body = [signature = signature_, scratch = scratch.mutable_data_ptr<uint8_t>(),
+            body = std::move(body)](Collectives& ranks) {
+      RequireSameSignature(ranks, signature, reinterpret_cast<std::byte*>(scratch));
+      body(ranks);
+    };
+  }
   const npu_runtime_api& runtime = Runtime();
   npu_stream* stream = communicator_.stream();
-  CheckRuntime(runtime.event_record(ready_.get(), runtime.current_stream(communicator_.device())), label);
-  CheckRuntime(runtime.event_wait(ready_.get(), stream), label);
+  CheckRuntime(runtime.event_record(ready_.get(), runtime.current_stream(communicator_.device())), label_);
+  CheckRuntime(runtime.event_wait(ready_.get(), stream), label_);
   for (const at::Tensor& tensor : tensors) {
     const void* block = tensor.defined() ? tensor.storage().data() : nullptr;
-    if (block != nullptr) CheckRuntime(runtime.memory_record_stream(block, stream), label);
+    if (block != nullptr) CheckRuntime(runtime.memory_record_stream(block, stream), label_);
   }
   Step step;
   step.end_ = MakeEvent();
   step.record_ = last_ = std::make_shared<CallRecord>();
-  communicator_.Launch(label, last_, std::move(body));
-  CheckRuntime(runtime.event_record(step.end_.get(), stream), label);
+  communicator_.LaunchFused(label_, last_, std::move(body));
+  CheckRuntime(runtime.event_record(step.end_.get(), stream), label_);
   return step;
 }
 

@@ -17,6 +17,9 @@ namespace npu::distributed {
 /// than 127 characters or unknown, or when `world_size` (if not negative) is not its size.
 Communicator& RequireCommunicator(const char* op, const std::string& name, int64_t world_size = -1);
 
+/// "Half[4, 8]"
+std::string TypeAndShape(at::ScalarType type, at::IntArrayRef shape);
+
 struct NamedTensor {
   const char* argument;
   at::Tensor tensor;  ///< may be undefined
@@ -27,9 +30,9 @@ void RequireDevice(const char* op, std::initializer_list<NamedTensor> tensors, c
 
 /// One call of a fused operator.  Use from the calling thread only:
 ///
-///   FusedCall call(communicator);
+///   FusedCall call(communicator, "npu::op", "float16[4, 8]");
 ///   at::mm_out(tile, ...);                                   // compute: current stream
-///   auto step = call.Communicate("op::tile", {tile}, body);  // communication stream, behind what the current one
+///   auto step = call.Communicate({tile}, body);              // communication stream, behind what the current one
 ///   holds call.WaitFor(step);                                      // the current stream waits for that step
 ///   call.Join();                                             // the current stream waits for all steps so far
 ///
@@ -44,13 +47,15 @@ class FusedCall {
     std::shared_ptr<CallRecord> record_;
   };
 
-  explicit FusedCall(Communicator& communicator);
+  /// `label` is "npu::" and the operator's name, a static string.  Before anything else the ranks compare it and
+  /// `agreed`, what has to be the same on all of them.
+  FusedCall(Communicator& communicator, const char* label, const std::string& agreed);
   FusedCall(const FusedCall&) = delete;
   FusedCall& operator=(const FusedCall&) = delete;
 
   /// Queues `body` on the communication stream.  `tensors` are those whose memory it uses: their blocks are not reused
-  /// before it has run.  `label` must be a static string.
-  Step Communicate(const char* label, const std::vector<at::Tensor>& tensors, Communicator::Body body);
+  /// before it has run.
+  Step Communicate(std::vector<at::Tensor> tensors, Communicator::Body body);
 
   /// Makes the current stream wait for `step` and those before it.
   void WaitFor(const Step& step);
@@ -60,6 +65,8 @@ class FusedCall {
 
  private:
   Communicator& communicator_;
+  const char* label_;
+  std::string signature_;
   EventPtr ready_;
   EventPtr done_;
   std::shared_ptr<CallRecord> last_;

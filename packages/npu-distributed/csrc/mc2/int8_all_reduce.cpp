@@ -15,12 +15,11 @@ at::Tensor Quantise(const at::Tensor& values, const at::Tensor& scale) {
 
 }  // namespace
 
-Int8AllReduce::Int8AllReduce(FusedCall& call, const Communicator& communicator, const char* label, const at::Tensor& s1,
+Int8AllReduce::Int8AllReduce(FusedCall& call, const Communicator& communicator, const at::Tensor& s1,
                              const at::Tensor& s2)
     : call_(call),
       rank_(communicator.rank()),
       size_(communicator.size()),
-      label_(label),
       s1_(s1.reshape({-1}).to(at::kFloat)),
       s2_(s2.reshape({-1}).to(at::kFloat)) {}
 
@@ -43,7 +42,7 @@ void Int8AllReduce::Add(const at::Tensor& partial, const at::Tensor& result) {
   tile.received = at::empty({size_, own.size(0), own.size(1)}, own.options());
   std::vector<Region> outputs;
   for (int64_t rank = 0; rank < size_; ++rank) outputs.push_back(RegionOf(tile.received.select(0, rank)));
-  tile.step = call_.Communicate(label_, {tile.quantised, tile.received},
+  tile.step = call_.Communicate({tile.quantised, tile.received},
                                 [inputs = Shares(tile.quantised), outputs = std::move(outputs)](Collectives& ranks) {
                                   ranks.AllToAll(ElementType::kInt8, inputs, outputs);
                                 });
@@ -56,7 +55,7 @@ void Int8AllReduce::Finish() {
     at::Tensor sum = tile.received.select(0, 0) * s1_;
     for (int64_t rank = 1; rank < size_; ++rank) sum.add_(tile.received.select(0, rank) * s1_);
     const at::Tensor own = Quantise(sum, s2_);
-    tile.step = call_.Communicate(label_, {own, tile.quantised},
+    tile.step = call_.Communicate({own, tile.quantised},
                                   [input = RegionOf(own), outputs = Shares(tile.quantised)](Collectives& ranks) {
                                     ranks.AllGather(ElementType::kInt8, input, outputs);
                                   });

@@ -16,9 +16,7 @@ namespace npu::distributed {
 /// All tiles are given first, so that the exchanges of one overlap the product of the next.
 class Int8AllReduce {
  public:
-  /// `label` must be a static string.
-  Int8AllReduce(FusedCall& call, const Communicator& communicator, const char* label, const at::Tensor& s1,
-                const at::Tensor& s2);
+  Int8AllReduce(FusedCall& call, const Communicator& communicator, const at::Tensor& s1, const at::Tensor& s2);
 
   /// Begins to sum `partial`, float32 [rows, n], into `result`, [rows, n] contiguous.
   void Add(const at::Tensor& partial, const at::Tensor& result);
@@ -40,7 +38,6 @@ class Int8AllReduce {
   FusedCall& call_;
   int rank_;
   int64_t size_;
-  const char* label_;
   at::Tensor s1_;
   at::Tensor s2_;
   std::vector<Tile> tiles_;

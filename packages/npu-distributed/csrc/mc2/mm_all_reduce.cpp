@@ -13,7 +13,6 @@ namespace npu::distributed {
 namespace {
 
 constexpr const char* kOp = "npu_mm_all_reduce_base";
-constexpr const char* kLabel = "npu::npu_mm_all_reduce_base";
 
 bool IsFloat(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
 
@@ -152,7 +151,7 @@ void Operands::CheckCommScales() const {
   check(comm_scale_2, "comm_quant_scale_2");
 }
 
-/// The sum over ranks in the type of the products, tile by tile: one is computed while the one before is summed.
+/// The sum over ranks in the type of the terms, tile by tile: one is computed while the one before is summed.
 void ReduceTiles(FusedCall& call, const DenseProduct& product, const Operands& operands, const at::Tensor& x1,
                  const at::Tensor& x3, at::Tensor result) {
   const at::ScalarType type = product.result_type();
@@ -167,10 +166,9 @@ void ReduceTiles(FusedCall& call, const DenseProduct& product, const Operands& o
     };
     const at::Tensor tile = part(sum);
     product.Into(tile, part(x1), part(operands.pertoken_scale), part(x3));
-    steps.push_back(
-        call.Communicate(kLabel, {sum}, [type = ElementTypeOf(sum), data = RegionOf(tile)](Collectives& ranks) {
-          ranks.AllReduce(type, ReduceKind::kSum, 1.0, data);
-        }));
+    steps.push_back(call.Communicate({sum}, [type = ElementTypeOf(sum), data = RegionOf(tile)](Collectives& ranks) {
+      ranks.AllReduce(type, ReduceKind::kSum, 1.0, data);
+    }));
   }
   if (sum.is_same(result)) {
     call.Join();
@@ -229,15 +227,18 @@ at::Tensor MmAllReduce(const at::Tensor& x1, const at::Tensor& x2, c10::string_v
   const at::Tensor weight = operands.weight_quant() ? DequantisedWeight(x2, operands.antiquant_scale,
                                                                         operands.antiquant_offset, antiquant_group_size)
                                                     : x2;
-  const DenseProduct product(x1.scalar_type(), weight, operands.bias,
+  const DenseProduct product(TermType(x1.scalar_type(), operands.full_quant()), x1.scalar_type(), weight, operands.bias,
                              operands.full_quant() ? DecodeScale(operands.dequant_scale) : at::Tensor());
   at::Tensor result = at::empty(operands.ResultShape(), x1.options().dtype(operands.ResultType()));
   const at::Tensor rows = result.view({operands.rows(), operands.n()});
   const at::Tensor x1_rows = x1.reshape({operands.rows(), operands.k()});
   const at::Tensor x3_rows = operands.x3.defined() ? operands.x3.reshape(rows.sizes()) : at::Tensor();
-  FusedCall call(communicator);
-  if (operands.comm_scale_1.defined()) {
-    Int8AllReduce reduce(call, communicator, kLabel, operands.comm_scale_1, operands.comm_scale_2);
+  const bool sums_int8 = operands.comm_scale_1.defined();
+  FusedCall call(communicator, "npu::npu_mm_all_reduce_base",
+                 c10::str(TypeAndShape(result.scalar_type(), result.sizes()), ", summed as ",
+                          sums_int8 ? at::kChar : product.result_type()));
+  if (sums_int8) {
+    Int8AllReduce reduce(call, communicator, operands.comm_scale_1, operands.comm_scale_2);
     for (const auto [begin, count] : RowTiles(rows.size(0), operands.n())) {
       const auto part = [begin = begin, count = count](const at::Tensor& all) {
         return all.defined() ? all.narrow(0, begin, count) : all;

@@ -35,11 +35,12 @@ at::Tensor MmReduceScatter(const at::Tensor& self, const at::Tensor& x2, c10::st
   const int64_t size = communicator.size();
   MC2_CHECK(m % size == 0, kOp, "self", "expected a number of rows divisible by the ", size, " ranks, but got ", m);
 
-  const DenseProduct product = operands.Product(x2);
+  const DenseProduct product = operands.Product(TermType(self.scalar_type(), operands.is_scaled()), x2);
   const at::Tensor row_scale = operands.RowScale();
   const int64_t share = m / size;
   at::Tensor result = at::empty({share, n}, self.options().dtype(product.result_type()));
-  FusedCall call(communicator);
+  FusedCall call(communicator, "npu::npu_mm_reduce_scatter_base",
+                 c10::str(TypeAndShape(operands.ResultType(), result.sizes()), ", summed as ", result.scalar_type()));
   // A tile is the same rows of every rank's share, one below the other.
   const std::vector<RowTile> tiles = RowTiles(share, size * n * static_cast<int64_t>(result.element_size()));
   const auto rows_of = [&](const at::Tensor& matrix, const RowTile& tile) {
@@ -52,7 +53,7 @@ at::Tensor MmReduceScatter(const at::Tensor& self, const at::Tensor& x2, c10::st
     std::vector<Region> inputs;
     for (int64_t rank = 0; rank < size; ++rank)
       inputs.push_back(RegionOf(partial.narrow(0, rank * tile.rows, tile.rows)));
-    call.Communicate("npu::npu_mm_reduce_scatter_base", {partial, result},
+    call.Communicate({partial, result},
                      [type = ElementTypeOf(result), inputs = std::move(inputs),
                       output = RegionOf(result.narrow(0, tile.begin, tile.rows))](Collectives& ranks) {
                        ranks.ReduceScatter(type, ReduceKind::kSum, 1.0, inputs, output);

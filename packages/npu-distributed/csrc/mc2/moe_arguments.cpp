@@ -6,36 +6,36 @@
 namespace npu::distributed {
 
 MoePlacement CheckPlacement(const MoeGroupArguments& a) {
-  MC2_CHECK(a.ep_world_size >= 1, a.op, "ep_world_size", "expected at least 1, got ", a.ep_world_size);
-  MC2_CHECK(a.ep_rank_id >= 0 && a.ep_rank_id < a.ep_world_size, a.op, "ep_rank_id", "expected a rank in [0, ",
+  MC2_CHECK(a.ep_world_size >= 1, a.op(), "ep_world_size", "expected at least 1, got ", a.ep_world_size);
+  MC2_CHECK(a.ep_rank_id >= 0 && a.ep_rank_id < a.ep_world_size, a.op(), "ep_rank_id", "expected a rank in [0, ",
             a.ep_world_size, "), got ", a.ep_rank_id);
-  MC2_CHECK(a.tp_world_size == 0 || a.tp_world_size == 1, a.op, "tp_world_size", "expected 0 or 1, got ",
+  MC2_CHECK(a.tp_world_size == 0 || a.tp_world_size == 1, a.op(), "tp_world_size", "expected 0 or 1, got ",
             a.tp_world_size,
             "; tensor parallelism inside of the experts is not supported here, gather the rows of the "
             "tensor-parallel group with torch.distributed");
-  MC2_CHECK(a.expert_shard_type == 0, a.op, "expert_shard_type", "expected 0 (shared experts on the first ranks), got ",
-            a.expert_shard_type);
+  MC2_CHECK(a.expert_shard_type == 0, a.op(), "expert_shard_type",
+            "expected 0 (shared experts on the first ranks), got ", a.expert_shard_type);
   const int64_t shared = a.shared_expert_rank_num, experts = a.shared_expert_num;
-  MC2_CHECK(shared >= 0 && shared < a.ep_world_size, a.op, "shared_expert_rank_num", "expected a number in [0, ",
+  MC2_CHECK(shared >= 0 && shared < a.ep_world_size, a.op(), "shared_expert_rank_num", "expected a number in [0, ",
             a.ep_world_size, "), got ", shared);
   if (shared == 0) {
-    MC2_CHECK(experts == 0 || experts == 1, a.op, "shared_expert_num",
+    MC2_CHECK(experts == 0 || experts == 1, a.op(), "shared_expert_num",
               "expected 0 or 1 with shared_expert_rank_num=0, got ", experts);
   } else {
-    MC2_CHECK(experts > 0 && experts <= shared && shared % experts == 0, a.op, "shared_expert_num",
+    MC2_CHECK(experts > 0 && experts <= shared && shared % experts == 0, a.op(), "shared_expert_num",
               "expected a divisor of shared_expert_rank_num=", shared, ", got ", experts);
-    MC2_CHECK(!a.one_shared_expert || experts == 1, a.op, "shared_expert_num", "expected 1, got ", experts,
+    MC2_CHECK(!a.one_shared_expert || experts == 1, a.op(), "shared_expert_num", "expected 1, got ", experts,
               "; for more use the operators whose names end in _v2");
   }
   const int64_t ranks = a.ep_world_size - shared;
-  MC2_CHECK(a.moe_expert_num > 0 && a.moe_expert_num % ranks == 0, a.op, "moe_expert_num",
+  MC2_CHECK(a.moe_expert_num > 0 && a.moe_expert_num % ranks == 0, a.op(), "moe_expert_num",
             "expected a multiple of ep_world_size - shared_expert_rank_num = ", ranks, ", got ", a.moe_expert_num);
   return {static_cast<int>(a.ep_world_size), a.moe_expert_num, shared == 0 ? 0 : experts, static_cast<int>(shared)};
 }
 
 Communicator& CheckGroup(const MoeGroupArguments& a) {
-  Communicator& communicator = RequireCommunicator(a.op, a.group_ep, a.ep_world_size);
-  MC2_CHECK(a.ep_rank_id == communicator.rank(), a.op, "ep_rank_id", "expected the rank in the communicator \"",
+  Communicator& communicator = RequireCommunicator(a.op(), a.group_ep, a.ep_world_size);
+  MC2_CHECK(a.ep_rank_id == communicator.rank(), a.op(), "ep_rank_id", "expected the rank in the communicator \"",
             a.group_ep, "\", ", communicator.rank(), ", got ", a.ep_rank_id);
   return communicator;
 }

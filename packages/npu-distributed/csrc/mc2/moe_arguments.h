@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -14,7 +15,7 @@ namespace npu::distributed {
 
 /// Where the experts of a call live and who takes part in it.
 struct MoeGroupArguments {
-  const char* op = nullptr;
+  const char* label = nullptr;  ///< "npu::" and the name of the operator
   std::string group_ep;
   int64_t ep_world_size = 0;
   int64_t ep_rank_id = 0;
@@ -24,6 +25,8 @@ struct MoeGroupArguments {
   int64_t shared_expert_num = 1;
   int64_t shared_expert_rank_num = 0;
   bool one_shared_expert = false;  ///< the operators without _v2
+
+  const char* op() const { return label + std::strlen("npu::"); }
 };
 
 /// Throws c10::Error when the numbers do not fit together.

@@ -7,6 +7,7 @@
 
 #include "mc2/moe_exchange.h"
 #include "mc2/moe_kernels.h"
+#include "mc2/signature.h"
 
 namespace npu::distributed {
 namespace {
@@ -124,7 +125,7 @@ class MoeCombine::Call {
     std::memcpy(mine.body.data(), counts.data(), mine.body.size());
 
     const auto begin = std::chrono::steady_clock::now();
-    peers_ = MoeAnnounce(group_, job_.op, mine, LongestBody(job_), job_.scratch);
+    peers_ = MoeAnnounce(group_, mine, LongestBody(job_), job_.scratch);
     if (job_.performance != nullptr) {
       const auto waited = std::chrono::steady_clock::now() - begin;
       const int64_t microseconds = std::chrono::duration_cast<std::chrono::microseconds>(waited).count();
@@ -309,7 +310,7 @@ class MoeCombine::Call {
     return Place("rank", rank_) + ", " + Place("token", token) + ", " + Place("slot", slot);
   }
 
-  [[noreturn]] void Fail(const std::string& text) const { MoeFail(group_, std::string(job_.op) + ": " + text); }
+  [[noreturn]] void Fail(const std::string& text) const { FailTogether(group_, text); }
 
   // ---- rows --------------------------------------------------------------------------------------------------------
 

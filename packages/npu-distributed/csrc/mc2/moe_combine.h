@@ -21,7 +21,6 @@ struct MoeCombineNorm {
 
 /// One call; all addresses are device memory.
 struct MoeCombine {
-  const char* op = nullptr;
   MoePlacement placement;
   int64_t zero_experts = 0, copy_experts = 0, const_experts = 0;  ///< ids behind the placement's experts, in this order
   int64_t tokens = 0;

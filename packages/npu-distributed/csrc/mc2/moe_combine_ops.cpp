@@ -25,7 +25,7 @@ struct NormArguments {
 };
 
 at::ScalarType OutputType(const CombineArguments& a) {
-  const char* op = a.group.op;
+  const char* op = a.group.op();
   const at::ScalarType type = a.expand_x.scalar_type();
   MC2_CHECK(type == at::kBFloat16 || type == at::kHalf || type == at::kInt, op, "expand_x",
             "expected bfloat16, float16 or int32, got ", type);
@@ -48,7 +48,7 @@ void CheckRows(const char* op, const char* argument, const OptionalTensor& tenso
 }
 
 void CheckSpecialExperts(const CombineArguments& a, at::ScalarType type) {
-  const char* op = a.group.op;
+  const char* op = a.group.op();
   const int64_t tokens = a.expert_ids.size(0), columns = a.expand_x.size(1);
   CheckNotNegative(op, "zero_expert_num", a.zero_experts);
   CheckNotNegative(op, "copy_expert_num", a.copy_experts);
@@ -66,7 +66,7 @@ void CheckSpecialExperts(const CombineArguments& a, at::ScalarType type) {
 
 void CheckSharedResult(const CombineArguments& a, at::ScalarType type) {
   if (!Given(a.shared_expert_x)) return;
-  const char* op = a.group.op;
+  const char* op = a.group.op();
   const at::Tensor& shared = *a.shared_expert_x;
   CheckType(op, "shared_expert_x", shared, type);
   const int64_t tokens = a.expert_ids.size(0), columns = a.expand_x.size(1);
@@ -77,7 +77,7 @@ void CheckSharedResult(const CombineArguments& a, at::ScalarType type) {
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> Combine(const CombineArguments& a, const NormArguments* norm) {
-  const char* op = a.group.op;
+  const char* op = a.group.op();
   MC2_CHECK(a.expand_x.dim() == 2 && a.expand_x.size(1) > 0, op, "expand_x",
             "expected 2 dims, (rows, hidden), got shape ", a.expand_x.sizes());
   CheckExpertIds(op, a.expert_ids);
@@ -113,7 +113,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> Combine(const CombineArguments& a
 
   MoeTensors tensors(op, communicator);
   MoeCombine job;
-  job.op = op;
   job.placement = placement;
   job.zero_experts = a.zero_experts;
   job.copy_experts = a.copy_experts;
@@ -163,8 +162,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> Combine(const CombineArguments& a
   const at::Tensor scratch = make({static_cast<int64_t>(job.scratch_bytes())}, at::kByte);
   job.scratch = tensors.Data<std::byte>("scratch", scratch);
 
-  FusedCall call(communicator);
-  call.Communicate(op, tensors.all(), [job](Collectives& group) { job.Run(group); });
+  FusedCall call(communicator, a.group.label, "");
+  call.Communicate(tensors.all(), [job](Collectives& group) { job.Run(group); });
   call.Join();
   return {output, y, rstd};
 }
@@ -180,7 +179,7 @@ at::Tensor CombineV1(const at::Tensor& expand_x, const at::Tensor& expert_ids, c
                      int64_t shared_expert_rank_num, int64_t global_bs, int64_t out_dtype, int64_t comm_quant_mode,
                      int64_t /*group_list_type*/) {
   CombineArguments a;
-  a.group = {"npu_moe_distribute_combine",
+  a.group = {"npu::npu_moe_distribute_combine",
              std::string(group_ep),
              ep_world_size,
              ep_rank_id,
@@ -218,7 +217,7 @@ at::Tensor CombineV2(const at::Tensor& expand_x, const at::Tensor& expert_ids,
                      c10::string_view comm_alg, int64_t zero_expert_num, int64_t copy_expert_num,
                      int64_t const_expert_num) {
   CombineArguments a;
-  a.group = {"npu_moe_distribute_combine_v2",
+  a.group = {"npu::npu_moe_distribute_combine_v2",
              std::string(group_ep),
              ep_world_size,
              ep_rank_id,
@@ -228,7 +227,7 @@ at::Tensor CombineV2(const at::Tensor& expand_x, const at::Tensor& expert_ids,
              shared_expert_num,
              shared_expert_rank_num,
              false};
-  CheckAlgorithm(a.group.op, comm_alg);
+  CheckAlgorithm(a.group.op(), comm_alg);
   a.expand_x = expand_x;
   a.expert_ids = expert_ids;
   a.metadata = assist_info_for_combine;
@@ -264,7 +263,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> CombineAddRmsNorm(
     int64_t out_dtype, int64_t comm_quant_mode, int64_t /*group_list_type*/, c10::string_view comm_alg, double norm_eps,
     int64_t zero_expert_num, int64_t copy_expert_num, int64_t const_expert_num) {
   CombineArguments a;
-  a.group = {"npu_moe_distribute_combine_add_rms_norm",
+  a.group = {"npu::npu_moe_distribute_combine_add_rms_norm",
              std::string(group_ep),
              ep_world_size,
              ep_rank_id,
@@ -274,7 +273,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> CombineAddRmsNorm(
              shared_expert_num,
              shared_expert_rank_num,
              false};
-  CheckAlgorithm(a.group.op, comm_alg);
+  CheckAlgorithm(a.group.op(), comm_alg);
   a.expand_x = expand_x;
   a.expert_ids = expert_ids;
   a.metadata = expand_idx;

@@ -8,6 +8,7 @@
 
 #include "mc2/moe_exchange.h"
 #include "mc2/moe_kernels.h"
+#include "mc2/signature.h"
 #include "npu/kernels/streaming.h"
 
 namespace npu::distributed {
@@ -115,7 +116,7 @@ class MoeDispatch::Call {
       if (job_.expert_scales != nullptr) std::memcpy(mine.body.data() + bytes, job_.expert_scales, bytes);
     }
     const auto begin = std::chrono::steady_clock::now();
-    peers_ = MoeAnnounce(group_, job_.op, mine, LongestBody(job_), job_.scratch);
+    peers_ = MoeAnnounce(group_, mine, LongestBody(job_), job_.scratch);
     if (job_.performance != nullptr) {
       const auto waited = std::chrono::steady_clock::now() - begin;
       const int64_t microseconds = std::chrono::duration_cast<std::chrono::microseconds>(waited).count();
@@ -162,9 +163,9 @@ class MoeDispatch::Call {
       job_.expert_token_nums[local] = job_.cumulative_nums ? rows_ : rows_ - before;
     }
     if (rows_ > job_.bound) {
-      MoeFail(group_, std::string(job_.op) + ": rank " + std::to_string(rank_) + " would get " + std::to_string(rows_) +
-                          " rows, but there is room for " + std::to_string(job_.bound) +
-                          ": the experts of a token should be distinct");
+      FailTogether(group_, "rank " + std::to_string(rank_) + " would get " + std::to_string(rows_) +
+                               " rows, but there is room for " + std::to_string(job_.bound) +
+                               ": the experts of a token should be distinct");
     }
     for (size_t source = 0; source < world; ++source) {
       const MoeCopies& copies = incoming_[source];

@@ -20,7 +20,6 @@ struct MoeMask {
 
 /// One call; all addresses are device memory.
 struct MoeDispatch {
-  const char* op = nullptr;
   MoePlacement placement;
   int64_t special_experts = 0;  ///< ids behind the placement's experts
   int64_t tokens = 0;

@@ -34,7 +34,7 @@ struct Quantisation {
 int64_t RoundUp(int64_t number, int64_t unit) { return (number + unit - 1) / unit * unit; }
 
 Quantisation QuantisationOf(const DispatchArguments& a) {
-  const char* op = a.group.op;
+  const char* op = a.group.op();
   const at::ScalarType type = a.x.scalar_type();
   const bool is_packed = type == at::kInt;
   MC2_CHECK(type == at::kBFloat16 || type == at::kHalf || (is_packed && a.second_version), op, "x", "expected ",
@@ -88,7 +88,7 @@ Quantisation QuantisationOf(const DispatchArguments& a) {
 }
 
 void CheckScales(const DispatchArguments& a, const MoePlacement& placement) {
-  const char* op = a.group.op;
+  const char* op = a.group.op();
   const bool is_packed = a.x.scalar_type() == at::kInt;
   MC2_CHECK(Given(a.scales) || !(a.quant_mode == 1 || is_packed), op, "scales", "is needed with ",
             is_packed ? "x of int32" : "quant_mode=1");
@@ -112,7 +112,7 @@ int64_t RowBound(const DispatchArguments& a, const MoePlacement& placement, int6
 }
 
 Outputs Dispatch(const DispatchArguments& a) {
-  const char* op = a.group.op;
+  const char* op = a.group.op();
   MC2_CHECK(a.x.dim() == 2 && a.x.size(1) > 0, op, "x", "x and expert_ids should be 2D, (tokens, hidden), got shape ",
             a.x.sizes());
   MC2_CHECK(a.expert_ids.dim() == 2, op, "expert_ids",
@@ -138,7 +138,6 @@ Outputs Dispatch(const DispatchArguments& a) {
 
   MoeTensors tensors(op, communicator);
   MoeDispatch job;
-  job.op = op;
   job.placement = placement;
   job.special_experts = a.special_experts;
   job.tokens = tokens;
@@ -186,8 +185,8 @@ Outputs Dispatch(const DispatchArguments& a) {
   const at::Tensor scratch = make({static_cast<int64_t>(job.scratch_bytes())}, at::kByte);
   job.scratch = tensors.Data<std::byte>("scratch", scratch);
 
-  FusedCall call(communicator);
-  call.Communicate(op, tensors.all(), [job](Collectives& group) { job.Run(group); });
+  FusedCall call(communicator, a.group.label, "");
+  call.Communicate(tensors.all(), [job](Collectives& group) { job.Run(group); });
   call.Join();
   return {expand_x, dynamic_scales, metadata, expert_token_nums, ep_recv_counts, tp_recv_counts, expand_scales};
 }
@@ -199,7 +198,7 @@ Outputs DispatchV1(const at::Tensor& x, const at::Tensor& expert_ids, c10::strin
                    int64_t expert_shard_type, int64_t shared_expert_num, int64_t shared_expert_rank_num,
                    int64_t quant_mode, int64_t global_bs, int64_t expert_token_nums_type) {
   DispatchArguments a;
-  a.group = {"npu_moe_distribute_dispatch",
+  a.group = {"npu::npu_moe_distribute_dispatch",
              std::string(group_ep),
              ep_world_size,
              ep_rank_id,
@@ -232,7 +231,7 @@ Outputs DispatchV2(const at::Tensor& x, const at::Tensor& expert_ids, c10::strin
                    std::optional<int64_t> y_dtype, std::optional<int64_t> x_dtype,
                    std::optional<int64_t> scales_dtype) {
   DispatchArguments a;
-  a.group = {"npu_moe_distribute_dispatch_v2",
+  a.group = {"npu::npu_moe_distribute_dispatch_v2",
              std::string(group_ep),
              ep_world_size,
              ep_rank_id,
@@ -252,10 +251,10 @@ Outputs DispatchV2(const at::Tensor& x, const at::Tensor& expert_ids, c10::strin
   a.quant_mode = quant_mode;
   a.global_bs = global_bs;
   a.expert_token_nums_type = expert_token_nums_type;
-  CheckAlgorithm(a.group.op, comm_alg);
-  CheckNotNegative(a.group.op, "zero_expert_num", zero_expert_num);
-  CheckNotNegative(a.group.op, "copy_expert_num", copy_expert_num);
-  CheckNotNegative(a.group.op, "const_expert_num", const_expert_num);
+  CheckAlgorithm(a.group.op(), comm_alg);
+  CheckNotNegative(a.group.op(), "zero_expert_num", zero_expert_num);
+  CheckNotNegative(a.group.op(), "copy_expert_num", copy_expert_num);
+  CheckNotNegative(a.group.op(), "const_expert_num", const_expert_num);
   a.special_experts = zero_expert_num + copy_expert_num + const_expert_num;
   a.y_dtype = y_dtype;
   a.x_dtype = x_dtype;

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "transport/comm_error.h"
+#include "mc2/signature.h"
 
 namespace npu::distributed {
 namespace {
@@ -13,7 +13,6 @@ constexpr size_t kFirstBytes = 4096;
 
 struct Header {
   static constexpr size_t kAgreed = 24;
-  char op[48];
   char failure[400];
   int64_t agreed[kAgreed];
   int64_t tokens;
@@ -43,43 +42,32 @@ void RequireAgreement(Collectives& group, const MoeAnnouncement& mine, std::span
   for (int rank = 1; rank < group.size(); ++rank) {
     const Header other = header_of(rank);
     const std::string who = "rank " + std::to_string(rank);
-    if (std::strcmp(root.op, other.op) != 0) {
-      MoeFail(group, "EI0005: hccl: ranks called different operators: rank 0 " + std::string(root.op) + ", " + who +
-                         " " + other.op + ". Every rank of a group must call the same operators in the same order");
-    }
     for (size_t i = 0; i < mine.agreed.size(); ++i) {
       if (root.agreed[i] == other.agreed[i]) continue;
-      MoeFail(group, std::string(root.op) + ": argument " + mine.agreed[i].first +
-                         ": expected the same on all ranks, got " + std::to_string(root.agreed[i]) + " on rank 0 and " +
-                         std::to_string(other.agreed[i]) + " on " + who);
+      FailTogether(group, std::string("argument ") + mine.agreed[i].first + ": expected the same on all ranks, got " +
+                              std::to_string(root.agreed[i]) + " on rank 0 and " + std::to_string(other.agreed[i]) +
+                              " on " + who);
     }
   }
   for (int rank = 0; rank < group.size(); ++rank) {
     const Header header = header_of(rank);
-    if (header.failure[0] != '\0')
-      MoeFail(group, std::string(header.op) + ": rank " + std::to_string(rank) + ": " + header.failure);
+    if (header.failure[0] != '\0') FailTogether(group, "rank " + std::to_string(rank) + ": " + header.failure);
   }
 }
 
 }  // namespace
-
-void MoeFail(Collectives& group, const std::string& text) {
-  group.Abort(text.c_str());
-  throw CommError(NPU_ERROR_TASK_FAILED, text);
-}
 
 size_t MoeAnnounceScratch(int world, size_t longest_body) {
   const size_t ranks = static_cast<size_t>(world) + 1;  // and what this rank sends
   return ranks * (kFirstBytes + (longest_body > kInline ? Aligned(longest_body) : 0));
 }
 
-std::vector<MoePeer> MoeAnnounce(Collectives& group, const char* op, const MoeAnnouncement& mine, size_t longest_body,
+std::vector<MoePeer> MoeAnnounce(Collectives& group, const MoeAnnouncement& mine, size_t longest_body,
                                  std::byte* scratch) {
   const auto size = static_cast<size_t>(group.size());
   std::byte* sent = scratch;
   std::byte* received = scratch + kFirstBytes;
   Header header{};
-  CopyText(header.op, op);
   CopyText(header.failure, mine.failure);
   for (size_t i = 0; i < mine.agreed.size() && i < Header::kAgreed; ++i) header.agreed[i] = mine.agreed[i].second;
   header.tokens = mine.tokens;
@@ -102,9 +90,8 @@ std::vector<MoePeer> MoeAnnounce(Collectives& group, const char* op, const MoeAn
     const std::byte* from = received + rank * kFirstBytes;
     std::memcpy(&header, from, sizeof header);
     if (header.body_bytes > longest_body) {
-      MoeFail(group, std::string(op) + ": rank " + std::to_string(rank) + " announces " +
-                         std::to_string(header.body_bytes) + " bytes, but its arguments allow " +
-                         std::to_string(longest_body));
+      FailTogether(group, "rank " + std::to_string(rank) + " announces " + std::to_string(header.body_bytes) +
+                              " bytes, but its arguments allow " + std::to_string(longest_body));
     }
     peers[rank] = {header.tokens, header.longest, {from + sizeof header, header.body_bytes}};
     lengths[rank] = header.body_bytes;

@@ -38,12 +38,9 @@ struct MoePeer {
 /// Bytes of scratch memory for Announce among `world` ranks with bodies of up to `longest_body` bytes.
 size_t MoeAnnounceScratch(int world, size_t longest_body);
 
-/// Tells everybody `mine` and returns what each rank has said.  Throws CommError on every rank when they call different
-/// operators, disagree on an argument, or one of them reports a failure.
-std::vector<MoePeer> MoeAnnounce(Collectives& group, const char* op, const MoeAnnouncement& mine, size_t longest_body,
+/// Tells everybody `mine` and returns what each rank has said.  Throws CommError on every rank when they disagree on an
+/// argument or one of them reports a failure.
+std::vector<MoePeer> MoeAnnounce(Collectives& group, const MoeAnnouncement& mine, size_t longest_body,
                                  std::byte* scratch);
-
-/// Fails the group on every rank.
-[[noreturn]] void MoeFail(Collectives& group, const std::string& text);
 
 }  // namespace npu::distributed

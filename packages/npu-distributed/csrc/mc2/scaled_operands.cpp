@@ -49,9 +49,9 @@ at::ScalarType ScaledOperands::ResultType() const {
   return x2_scale->scalar_type() == at::kLong ? at::kHalf : output_dtype.value_or(at::kBFloat16);
 }
 
-DenseProduct ScaledOperands::Product(const at::Tensor& weight) const {
-  return DenseProduct(self.scalar_type(), weight, OrUndefined(bias),
-                      Given(x2_scale) ? DecodeScale(*x2_scale) : at::Tensor());
+DenseProduct ScaledOperands::Product(at::ScalarType type, const at::Tensor& weight) const {
+  return DenseProduct(type, self.scalar_type(), weight, OrUndefined(bias),
+                      is_scaled() ? DecodeScale(*x2_scale) : at::Tensor());
 }
 
 at::Tensor ScaledOperands::RowScale() const {

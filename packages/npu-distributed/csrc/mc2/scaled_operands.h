@@ -20,8 +20,9 @@ struct ScaledOperands {
   void Check(const char* op) const;
   /// float16 for an int64 x2_scale, `output_dtype` (default bfloat16) for another one, else the type of self.
   at::ScalarType ResultType() const;
-  /// The product with `weight`, which is x2 or made of it.
-  DenseProduct Product(const at::Tensor& weight) const;
+  bool is_scaled() const { return Given(x2_scale); }
+  /// The product of `type` with `weight`, which is x2 or made of it.
+  DenseProduct Product(at::ScalarType type, const at::Tensor& weight) const;
   /// x1_scale as float32 [m], or undefined.
   at::Tensor RowScale() const;
 };

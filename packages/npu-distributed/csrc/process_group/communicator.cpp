@@ -10,11 +10,10 @@
 
 namespace npu::distributed {
 
-struct Communicator::Operation {
-  Communicator* communicator;
-  std::shared_ptr<CallRecord> record;
-  Body body;
-};
+// The runtime names the task itself where it reports an error of the stream; the other ways to the caller do not.
+std::string Communicator::Operation::Attribute(const std::string& text) const {
+  return fused_operator == nullptr ? text : std::string(fused_operator) + ": " + text;
+}
 
 namespace {
 
@@ -60,12 +59,14 @@ npu_status Communicator::RunTask(void* payload, npu_error* error) {
     operation.record->Succeed();
     return NPU_OK;
   } catch (const CommError& failure) {
-    self.NoteFailure(failure.what());
-    operation.record->Fail(failure.status(), failure.what());
+    const std::string text = operation.Attribute(failure.what());
+    self.NoteFailure(text);
+    operation.record->Fail(failure.status(), text);
     return Report(error, failure.status(), failure.what());
   } catch (const std::exception& failure) {
-    self.Abort(failure.what());
-    operation.record->Fail(NPU_ERROR_TASK_FAILED, failure.what());
+    const std::string text = operation.Attribute(failure.what());
+    self.Abort(text);
+    operation.record->Fail(NPU_ERROR_TASK_FAILED, text);
     return Report(error, NPU_ERROR_TASK_FAILED, failure.what());
   }
 }
@@ -86,13 +87,18 @@ void Communicator::DestroyTask(void* payload) {
   self->OperationEnded();
 }
 
-void Communicator::Launch(const char* label, std::shared_ptr<CallRecord> record, Body body) {
-  auto operation = std::make_unique<Operation>(Operation{this, std::move(record), std::move(body)});
+void Communicator::LaunchFused(const char* label, const std::shared_ptr<CallRecord>& record, Body body) {
+  if (fused_observer_) fused_observer_(label, record);
+  Queue({this, label, label, record, std::move(body)});
+}
+
+void Communicator::Queue(Operation described) {
+  auto operation = std::make_unique<Operation>(std::move(described));
   Operation* payload = operation.get();
   npu_task task{};
   task.run = &Communicator::RunTask;
   task.destroy = &Communicator::DestroyTask;
-  task.name = label;
+  task.name = payload->label;
   task.payload = &payload;
   task.payload_size = sizeof payload;
   task.kind = NPU_TASK_BLOCKING;

@@ -45,7 +45,15 @@ class Communicator {
 
   /// Queues `body` on the stream, behind everything queued there, as a task that may wait for peers.  `label` must be a
   /// static string.  The memory that `body` names must stay valid until `record` is finished.
-  void Launch(const char* label, std::shared_ptr<CallRecord> record, Body body);
+  void Launch(const char* label, std::shared_ptr<CallRecord> record, Body body) {
+    Queue({this, label, nullptr, std::move(record), std::move(body)});
+  }
+  /// The same for a step of the fused operator `label`: its failures name the operator, and the group watches its time.
+  void LaunchFused(const char* label, const std::shared_ptr<CallRecord>& record, Body body);
+
+  /// Who is told of each step of a fused operator that is queued.
+  using FusedObserver = std::function<void(const char* label, const std::shared_ptr<CallRecord>& record)>;
+  void ObserveFused(FusedObserver observer) { fused_observer_ = std::move(observer); }
 
   /// Text of the failure that ended this communicator; empty while it is healthy.
   std::string failure() const;
@@ -61,7 +69,15 @@ class Communicator {
   static void Close(std::unique_ptr<Communicator> communicator, std::chrono::milliseconds limit) noexcept;
 
  private:
-  struct Operation;
+  struct Operation {
+    Communicator* communicator;
+    const char* label;
+    const char* fused_operator;  ///< null: a collective
+    std::shared_ptr<CallRecord> record;
+    Body body;
+    std::string Attribute(const std::string& text) const;
+  };
+  void Queue(Operation operation);
   static npu_status RunTask(void* payload, npu_error* error);
   static void DestroyTask(void* payload);
   void NoteFailure(const std::string& text) noexcept;
@@ -70,6 +86,7 @@ class Communicator {
   CommunicatorSettings settings_;
   RuntimeMemory memory_;
   std::unique_ptr<Collectives> collectives_;
+  FusedObserver fused_observer_;
   mutable std::mutex mutex_;
   std::condition_variable idle_;
   int in_flight_ = 0;

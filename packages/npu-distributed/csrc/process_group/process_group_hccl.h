@@ -206,6 +206,8 @@ class ProcessGroupHCCL : public c10d::Backend {
   void DescribeTransfers(const Call& call, AnnouncedCall announced);
   /// The same for a coalescing block, whose calls have been announced one by one.
   void AnnounceBlock(const WorkHCCL::Start& work, bool is_transfer);
+  /// A step of the fused operator `label`: the watchdog gives it the group's time.
+  void WatchFused(const char* label, const std::shared_ptr<CallRecord>& record);
 
   // process_group_lanes.cpp
   bool UsesPairs() const { return environment_.point_to_point_megabytes > 0; }

@@ -203,6 +203,7 @@ void ProcessGroupHCCL::CloseCommunicators(std::chrono::milliseconds limit, bool 
 
 void ProcessGroupHCCL::Adopt(Lane& lane, std::unique_ptr<Communicator> communicator) {
   lane.communicator = std::move(communicator);
+  lane.communicator->ObserveFused([this](const char* label, const auto& record) { WatchFused(label, record); });
   const std::lock_guard lock(live_mutex_);
   live_.push_back(lane.communicator.get());
 }

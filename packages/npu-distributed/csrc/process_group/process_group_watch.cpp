@@ -129,6 +129,16 @@ void ProcessGroupHCCL::AnnounceBlock(const WorkHCCL::Start& work, bool is_transf
   diagnosis_->Announce(announced);
 }
 
+void ProcessGroupHCCL::WatchFused(const char* label, const std::shared_ptr<CallRecord>& record) {
+  if (!watchdog_) return;
+  const std::lock_guard lock(mutex_);
+  Watchdog::Entry entry;
+  entry.record = record;
+  entry.fused_operator = label;
+  entry.timeout = NextTimeout(c10d::kUnsetTimeout);
+  watchdog_->Add(std::move(entry));
+}
+
 void ProcessGroupHCCL::SetWatchdogStatus(int status) {
   TORCH_CHECK_VALUE(status >= 0 && status <= 2, "set_watchdog_status: expected 0 (init), 1 (run) or 2 (stop), but got ",
                     status);

@@ -31,6 +31,11 @@ bool EndsProcess(ErrorHandling handling) {
 
 }  // namespace
 
+std::string Watchdog::Entry::Describe() const {
+  if (fused_operator == nullptr) return DescribeCall(op, sequence, timeout);
+  return Name() + " (Timeout(ms)=" + std::to_string(timeout.count()) + ")";
+}
+
 Watchdog::Watchdog(Group group) : group_(std::move(group)) {
   thread_ = std::thread([this] { Run(); });
 }
@@ -101,13 +106,13 @@ void Watchdog::EndProcess(const std::string& reason) const {
 
 void Watchdog::HandleTimeout(const Entry& entry) {
   const auto ran = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - entry.begin);
-  const std::string text = "[Rank " + std::to_string(group_.rank) + "] Watchdog caught collective operation timeout: " +
-                           DescribeCall(entry.op, entry.sequence, entry.timeout) + " ran for " +
+  const std::string text = "[Rank " + std::to_string(group_.rank) +
+                           "] Watchdog caught collective operation timeout: " + entry.Describe() + " ran for " +
                            std::to_string(ran.count()) + " milliseconds before timing out.";
   std::fprintf(stderr, "%s\n", text.c_str());
-  const std::string lag = entry.is_transfer ? ""
-                                            : group_.diagnosis->DescribeLag(static_cast<int64_t>(entry.sequence),
-                                                                            c10d::opTypeToString(entry.op));
+  const bool is_counted = !entry.is_transfer && entry.fused_operator == nullptr;
+  const std::string lag =
+      is_counted ? group_.diagnosis->DescribeLag(static_cast<int64_t>(entry.sequence), entry.Name()) : "";
   if (!lag.empty()) std::fprintf(stderr, "[Rank %d] %s\n", group_.rank, lag.c_str());
   group_.diagnosis->Fail(text);
   if (group_.handling != ErrorHandling::kTearDownOnly) {
@@ -127,8 +132,7 @@ void Watchdog::HandleFailure(const Entry& entry) {
     failure_ = text;
     end_process_at_ = Clock::now() + kGrace;
   }
-  group_.diagnosis->Fail("[Rank " + std::to_string(group_.rank) + "] " +
-                         DescribeCall(entry.op, entry.sequence, entry.timeout) + " failed: " + text);
+  group_.diagnosis->Fail("[Rank " + std::to_string(group_.rank) + "] " + entry.Describe() + " failed: " + text);
 }
 
 void Watchdog::Round(std::unique_lock<std::mutex>& lock) {
@@ -143,7 +147,7 @@ void Watchdog::Round(std::unique_lock<std::mutex>& lock) {
     if (finished || timed_out) ended.splice(ended.end(), entries_, entry);
     entry = next;
   }
-  const std::string waiting = oldest != nullptr ? c10d::opTypeToString(oldest->op) : "";
+  const std::string waiting = oldest != nullptr ? oldest->Name() : "";
   lock.unlock();
   for (const Entry& entry : ended) {
     if (!entry.record->finished()) {

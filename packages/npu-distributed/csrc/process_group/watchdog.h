@@ -29,8 +29,12 @@ class Watchdog {
     c10d::OpType op = c10d::OpType::UNKNOWN;
     uint64_t sequence = 0;
     bool is_transfer = false;
-    std::chrono::milliseconds timeout{};  ///< zero: never
+    const char* fused_operator = nullptr;  ///< a step of it, which has neither type nor number of its own
+    std::chrono::milliseconds timeout{};   ///< zero: never
     std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
+
+    std::string Name() const { return fused_operator != nullptr ? fused_operator : c10d::opTypeToString(op); }
+    std::string Describe() const;
   };
 
   /// What the watchdog needs of its group.

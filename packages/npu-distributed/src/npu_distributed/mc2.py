@@ -29,6 +29,10 @@ def _check_product(op: str, x: tuple[str, Tensor], weight: Tensor) -> None:
     check(tensor.dim() >= 2, op, name, lambda: f"expected 2 dims [m, k], but got the shape {list(tensor.shape)}")
 
 
+def _check_matrix(op: str, name: str, tensor: Tensor) -> None:
+    check(tensor.dim() == 2, op, name, lambda: f"expected 2 dims [m, k], but got the shape {list(tensor.shape)}")
+
+
 def _check_inner(op: str, name: str, columns: int, weight: Tensor) -> None:
     check(
         weight.size(0) == columns,
@@ -111,6 +115,7 @@ def npu_all_gather_base_mm(
     """
     op = "npu_all_gather_base_mm"
     _check_product(op, ("self", self), x2)
+    _check_matrix(op, "self", self)
     if gather_index == 0:
         _check_inner(op, "self", self.size(1), x2)
         gathered = [world_size * self.size(0), self.size(1)]
@@ -118,6 +123,12 @@ def npu_all_gather_base_mm(
     else:
         check(gather_index == 1, op, "gather_index", lambda: f"expected 0 or 1, but got {gather_index}")
         gathered = [world_size * x2.size(0), x2.size(1)]
+        check(
+            self.size(1) == gathered[0],
+            op,
+            "self",
+            lambda: f"expected {gathered[0]} columns, the rows of x2 on all ranks, but got {self.size(1)}",
+        )
         rows = self.size(0)
     output = self.new_empty([rows, x2.size(1)], dtype=_scaled_type(self, x2_scale, output_dtype))
     return output, self.new_empty(gathered if gather_output else [0])
@@ -142,8 +153,9 @@ def npu_mm_reduce_scatter_base(
 
     Quantised, every rank's term is ``(self @ x2 + bias) * x1_scale * x2_scale``.  The bias of every rank counts.
 
-    Terms without scales have the dtype of `self`: they are rounded once, summed in float32 in rank order, and the sum
-    is rounded once.  Terms with scales stay float32 until the sum is rounded.
+    Terms are summed in float32 in rank order, and the sum is rounded once.  Terms of float16 tensors and terms with
+    scales stay float32 until then.  Terms of bfloat16 tensors without scales are rounded to bfloat16 first: aten has no
+    product of bfloat16 matrices that gives float32 on the CPU, and one of float32 matrices takes 2.3 times as long.
 
     Parameters
     ----------
@@ -186,6 +198,7 @@ def npu_mm_reduce_scatter_base(
     """
     op = "npu_mm_reduce_scatter_base"
     _check_product(op, ("self", self), x2)
+    _check_matrix(op, "self", self)
     _check_inner(op, "self", self.size(1), x2)
     check(
         self.size(0) % world_size == 0,
@@ -229,9 +242,10 @@ def npu_mm_all_reduce_base(
     ``P = x1 @ ((x2 + antiquant_offset) * antiquant_scale) + bias + x3``, or with both int8
     ``P = (x1 @ x2 + bias) * dequant_scale * pertoken_scale[:, None] + x3``.  `bias` and `x3` of every rank count.
 
-    A float P has the dtype of `x1`: the product with `bias` or `x3` is rounded once (`x3` beside `bias` is another
-    rounding), the terms are summed in float32 in rank order, and the sum is rounded once.  A dequantised `x2` is
-    rounded once to the dtype of `x1`.  P of two int8 tensors stays float32 until the sum is rounded.
+    The terms P are summed in float32 in rank order, and the sum is rounded once.  P of float16 or of two int8 tensors
+    stays float32 until then.  P of bfloat16 tensors is rounded to bfloat16 first, with `bias` or `x3` (`x3` beside
+    `bias` is another rounding): aten has no product of bfloat16 matrices that gives float32 on the CPU, and one of
+    float32 matrices takes 2.3 times as long.  A dequantised `x2` is rounded once to the dtype of `x1`.
 
     Parameters
     ----------
@@ -293,11 +307,17 @@ def npu_mm_all_reduce_base(
         )
     _check_product(op, ("x1", x1), x2)
     _check_inner(op, "x1", x1.size(-1), x2)
+    shape = [*x1.shape[:-1], x2.size(1)]
+    if x3 is not None:
+        message = f"expected the shape of the output, {shape}, but got {list(x3.shape)}"
+        check(x3.dim() == len(shape), op, "x3", message)
+        for got, expected in zip(x3.shape, shape, strict=True):
+            check(got == expected, op, "x3", message)
     dtype = x1.dtype
     if dtype == torch.int8:
         is_bfloat16 = dequant_scale is not None and dequant_scale.dtype == torch.bfloat16
         dtype = torch.bfloat16 if is_bfloat16 else torch.float16
-    return x1.new_empty([*x1.shape[:-1], x2.size(1)], dtype=dtype)
+    return x1.new_empty(shape, dtype=dtype)
 
 
 def _check_gmm(op: str, gmm_x: Tensor, gmm_weight: Tensor, transposed: bool) -> int:
@@ -325,6 +345,21 @@ def _local_product(op: str, mm_x: Tensor | None, mm_weight: Tensor | None, trans
     )
     if mm_x is None or mm_weight is None:
         return None
+    check(mm_x.dim() == 2, op, "mm_x", lambda: f"expected 2 dims [rows, H2], but got the shape {list(mm_x.shape)}")
+    check(
+        mm_weight.dim() == 2,
+        op,
+        "mm_weight",
+        lambda: (
+            f"expected 2 dims {'[N2, H2]' if transposed else '[H2, N2]'}, but got the shape {list(mm_weight.shape)}"
+        ),
+    )
+    check(
+        mm_weight.size(1 if transposed else 0) == mm_x.size(1),
+        op,
+        "mm_weight",
+        lambda: f"expected H2 = {mm_x.size(1)}, the columns of mm_x, but got the shape {list(mm_weight.shape)}",
+    )
     return mm_x.new_empty([mm_x.size(0), mm_weight.size(0 if transposed else 1)])
 
 
