@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -114,6 +116,113 @@ def initialise_again(rank: int, size: int, store: str) -> float:
     return tensor[0].item()
 
 
+def first_receive(rank: int, size: int) -> dict:
+    """First transfer with a rank that has ended."""
+    begin = time.monotonic()
+    try:
+        tensor = torch.ones(3, device="npu")
+        dist.recv(tensor, 2)
+        tensor.sum().item()
+    except RuntimeError as error:
+        return {"error": str(error), "seconds": time.monotonic() - begin}
+    return {}
+
+
+def first_in_subgroup(rank: int, size: int) -> dict:
+    """First collective of a group of ranks 1 and 2, the latter of which has ended."""
+    begin = time.monotonic()
+    try:
+        group = dist.new_group([1, 2], use_local_synchronization=True)
+        dist.all_reduce(torch.ones(3, device="npu"), group=group)
+    except RuntimeError as error:
+        return {"error": str(error), "seconds": time.monotonic() - begin}
+    return {}
+
+
+def two_groups_from_two_threads(rank: int, size: int, folder: str) -> list[float]:
+    """Two groups whose first collectives meet in opposite order on the two ranks."""
+    # Clients of a TCPStore wait for one another while one of them waits for a key.
+    backend = dist.group.WORLD._get_backend(torch.device("npu"))
+    port = Path(folder, "port")
+    if rank == 0:
+        store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
+        Path(folder, "new").write_text(str(store.port))
+        Path(folder, "new").rename(port)
+    else:
+        while not port.exists():
+            time.sleep(0.01)
+        store = dist.TCPStore("127.0.0.1", int(port.read_text()), size)
+    groups = [type(backend)(dist.PrefixStore(name, store), rank, size, timeout=timedelta(seconds=60)) for name in "ab"]
+    results = [torch.ones(4, device="npu") for _ in groups]
+    begun = dist.PrefixStore("begun", store.clone())
+
+    def reduce(index: int) -> None:
+        torch.npu.set_device(rank)
+        groups[index].allreduce([results[index]]).wait()
+        torch.npu.current_stream().synchronize()
+
+    threads = [threading.Thread(target=reduce, args=(index,)) for index in (0, 1)]
+    if rank == 0:  # both at once, the first of them surely in its meeting
+        threads[0].start()
+        while not store.clone().check(["a/hccl/0/rank/0"]):
+            time.sleep(0.01)
+        threads[1].start()
+        begun.set("both", "1")
+        for thread in threads:
+            thread.join()
+    else:
+        begun.wait(["both"])
+        for index in (1, 0):
+            reduce(index)
+    values = [result[0].item() for result in results]
+    begun.set(str(rank), "1")
+    begun.wait(["0", "1"])  # the keeper of the store ends last
+    for group in groups:
+        group.shutdown()
+    return values
+
+
+def abort_while_connecting(rank: int, size: int) -> dict:
+    """Abort a group whose communicator is being made, with nobody else coming."""
+    group = dist.new_group(use_local_synchronization=True)
+    backend = group._get_backend(torch.device("npu"))
+    said: list[str] = []
+
+    def first() -> None:
+        torch.npu.set_device(rank)
+        try:
+            dist.all_reduce(torch.ones(3, device="npu"), group=group)
+        except RuntimeError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    begin = time.monotonic()
+    while thread.is_alive():  # an abort before the meeting has begun has nothing to end
+        backend.abort()
+        thread.join(0.2)
+    return {"error": said, "seconds": time.monotonic() - begin}
+
+
+def warm_up_groups(rank: int, size: int) -> None:
+    """Eight groups; rank 0 begins a collective in each that nobody joins."""
+    groups = [dist.new_group() for _ in range(8)]
+    for group in groups:
+        dist.all_reduce(torch.ones(4, device="npu"), group=group)
+    torch.npu.synchronize()
+    for group in groups if rank == 0 else ():
+        dist.all_reduce(torch.ones(4, device="npu"), group=group, async_op=True)
+
+
+def shut_down_all(rank: int, size: int, seconds: float) -> float:
+    """What the interpreter does at exit; how long it takes."""
+    from npu_distributed._C import shutdown_all_groups
+
+    begin = time.monotonic()
+    shutdown_all_groups(timedelta(seconds=seconds), lambda: None)
+    return time.monotonic() - begin
+
+
 def test_a_dead_peer_is_noticed(fresh_ranks) -> None:
     group = fresh_ranks(2)
     pids = group.run(warm_up)
@@ -125,6 +234,38 @@ def test_a_dead_peer_is_noticed(fresh_ranks) -> None:
     value = answer["value"]
     assert "EI0002" in value["error"] and f"rank 1 (process {pids[1]})" in value["error"]
     assert "EI0002" in group.log(0)
+
+
+def test_a_dead_peer_is_noticed_by_communicators_that_are_made_later(fresh_ranks) -> None:
+    group = fresh_ranks(3)
+    pids = group.run(warm_up)
+    group.start(die, only=(2,))
+    assert group.answer(2) is None
+    for function, name in ((first_in_subgroup, "rank 1 (global rank 2)"), (first_receive, "rank 2")):
+        group.start(function, only=(1,))
+        answer = group.answer(1)
+        assert answer is not None
+        value = answer["value"]
+        assert "EI0006" in value["error"] and f"{name} (process {pids[2]}) ended" in value["error"], value
+        assert value["seconds"] < 60, value  # HCCL_CONNECT_TIMEOUT is 120 s
+
+
+def test_first_calls_of_two_groups_in_opposite_order(fresh_ranks, tmp_path: Path) -> None:
+    assert fresh_ranks(2).run(two_groups_from_two_threads, str(tmp_path)) == [[2.0, 2.0]] * 2
+
+
+def test_abort_while_a_communicator_is_made(fresh_ranks) -> None:
+    group = fresh_ranks(2)
+    group.run(warm_up)
+    answer = group.run_only(0, abort_while_connecting)
+    assert "aborted the process group" in answer["error"][0] and answer["seconds"] < 60, answer
+
+
+def test_groups_that_are_stuck_at_exit_share_the_time_they_get(fresh_ranks) -> None:
+    group = fresh_ranks(2)
+    group.run(warm_up_groups)
+    seconds = group.run_only(0, shut_down_all, 6.0)
+    assert 6.0 <= seconds < 36.0, seconds  # one after the other they would take 48
 
 
 def test_a_peer_that_dies_while_waited_for(fresh_ranks) -> None:

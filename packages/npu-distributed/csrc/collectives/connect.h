@@ -2,7 +2,9 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
+#include <vector>
 
 #include "collectives/collectives.h"
 #include "collectives/host_link.h"
@@ -12,10 +14,10 @@
 namespace npu::distributed {
 
 struct ConnectSettings {
-  int rank = 0;
-  int size = 1;
-  std::chrono::milliseconds connect_limit{};    ///< how long to wait for the other ranks
+  MeetingSettings meeting{};
   std::chrono::milliseconds execution_limit{};  ///< how long a call waits for peers; zero: for ever
+  /// Told of the ranks of this machine, this one included, as soon as all have come.  May be empty.
+  std::function<void(const std::vector<ProcessIdentity>& ranks)> met{};
 };
 
 /// Collective over the group; blocks.  `make_link` is called only when the ranks live on several machines.  `memory`

@@ -1,35 +1,14 @@
 #include "collectives/deferred_collectives.h"
 
-#include <algorithm>
-
 #include "transport/comm_error.h"
 
 namespace npu::distributed {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-/// How long an abort may go unnoticed while the peer has not come.
-constexpr std::chrono::milliseconds kAbortCheck{100};
-
-}  // namespace
-
 DeferredCollectives::DeferredCollectives(const ConnectSettings& settings, KeyValueStore store, DeviceMemory& memory,
                                          LinkFactory make_link)
-    : settings_(settings), memory_(memory), make_link_(std::move(make_link)) {
-  store_.set = std::move(store.set);
-  store_.get = [this, get = std::move(store.get)](const std::string& key, std::chrono::milliseconds limit) {
-    const Clock::time_point deadline = Clock::now() + limit;
-    for (;;) {
-      ThrowIfAborted();
-      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
-      const auto slice = std::clamp(left, std::chrono::milliseconds(1), kAbortCheck);
-      try {
-        return get(key, slice);
-      } catch (const std::exception&) {
-        if (Clock::now() >= deadline) throw;
-      }
-    }
+    : settings_(settings), store_(std::move(store)), memory_(memory), make_link_(std::move(make_link)) {
+  settings_.meeting.check = [this, check = settings.meeting.check] {
+    ThrowIfAborted();
+    if (check) check();
   };
 }
 

@@ -17,8 +17,8 @@ class DeferredCollectives final : public Collectives {
   DeferredCollectives(const ConnectSettings& settings, KeyValueStore store, DeviceMemory& memory,
                       LinkFactory make_link);
 
-  int rank() const override { return settings_.rank; }
-  int size() const override { return settings_.size; }
+  int rank() const override { return settings_.meeting.rank; }
+  int size() const override { return settings_.meeting.size; }
   /// Zero before the first call.
   uint64_t identity() const override;
 
@@ -40,7 +40,7 @@ class DeferredCollectives final : public Collectives {
   Collectives& Connected();
   void ThrowIfAborted() const;
 
-  const ConnectSettings settings_;
+  ConnectSettings settings_;
   KeyValueStore store_;
   DeviceMemory& memory_;
   const LinkFactory make_link_;

@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -29,10 +30,7 @@ npu_status Report(npu_error* error, npu_status status, const std::string& text) 
 
 Communicator::Communicator(const CommunicatorSettings& settings, KeyValueStore store, LinkFactory make_link)
     : settings_(settings) {
-  const ConnectSettings connection{.rank = settings.rank,
-                                   .size = settings.size,
-                                   .connect_limit = settings.connect_timeout,
-                                   .execution_limit = settings.execution_timeout};
+  const ConnectSettings connection = MakeConnectSettings();
   if (settings.connect_at_first_call) {
     collectives_ = std::make_unique<DeferredCollectives>(connection, std::move(store), memory_, std::move(make_link));
   } else {
@@ -40,6 +38,24 @@ Communicator::Communicator(const CommunicatorSettings& settings, KeyValueStore s
   }
   // A group that was made without a name gets one that all its ranks know and no other group has.
   if (settings_.name.empty()) settings_.name = "group_name_" + std::to_string(collectives_->identity());
+}
+
+ConnectSettings Communicator::MakeConnectSettings() {
+  ConnectSettings connection;
+  connection.meeting.rank = settings_.rank;
+  connection.meeting.size = settings_.size;
+  connection.meeting.limit = settings_.connect_timeout;
+  connection.meeting.names = settings_.rank_names;
+  connection.meeting.check = settings_.check_meeting;
+  connection.execution_limit = settings_.execution_timeout;
+  if (settings_.global_ranks.empty()) return connection;
+  connection.meeting.ended = [this](int rank) {
+    return MetProcesses::Ended(settings_.global_ranks[static_cast<size_t>(rank)]);
+  };
+  connection.met = [this](const std::vector<ProcessIdentity>& ranks) {
+    for (const ProcessIdentity& peer : ranks) met_.Add(settings_.global_ranks[static_cast<size_t>(peer.rank)], peer);
+  };
+  return connection;
 }
 
 Communicator::~Communicator() {
@@ -148,16 +164,29 @@ bool Communicator::Drain(std::chrono::milliseconds limit) {
   return idle_.wait_for(lock, limit, [this] { return in_flight_ == 0; });
 }
 
-void Communicator::Close(std::unique_ptr<Communicator> communicator, std::chrono::milliseconds limit) noexcept {
-  if (communicator == nullptr) return;
-  bool idle = communicator->Drain(limit);
-  if (!idle) {
+void Communicator::Close(std::vector<std::unique_ptr<Communicator>> communicators,
+                         std::chrono::milliseconds limit) noexcept {
+  using Clock = std::chrono::steady_clock;
+  const auto close_idle = [&](Clock::time_point deadline) {
+    for (std::unique_ptr<Communicator>& communicator : communicators) {
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+      if (!communicator->Drain(std::max(left, std::chrono::milliseconds(0)))) continue;
+      communicator->collectives_->Leave();
+      communicator.reset();
+    }
+    std::erase(communicators, nullptr);
+  };
+  close_idle(Clock::now());  // nobody needs to wait for these
+  close_idle(Clock::now() + limit);
+  for (const auto& communicator : communicators) {
     communicator->Abort("hccl: rank " + std::to_string(communicator->settings_.rank) +
                         " closed the process group while a collective was pending");
-    idle = communicator->Drain(kAbortGrace);
   }
-  communicator->collectives_->Leave();
-  if (!idle) (void)communicator.release();
+  close_idle(Clock::now() + kAbortGrace);
+  for (std::unique_ptr<Communicator>& communicator : communicators) {
+    communicator->collectives_->Leave();
+    (void)communicator.release();
+  }
 }
 
 }  // namespace npu::distributed

@@ -7,10 +7,12 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "collectives/connect.h"
 #include "process_group/call_record.h"
 #include "process_group/runtime_access.h"
+#include "transport/process_directory.h"
 
 namespace npu::distributed {
 
@@ -20,6 +22,9 @@ struct CommunicatorSettings {
   int size = 1;
   int device = 0;
   npu_stream* stream = nullptr;
+  std::vector<std::string> rank_names;  ///< in texts of the meeting; empty: "rank 0", ...
+  std::vector<uint64_t> global_ranks;   ///< of the ranks; empty: not known
+  std::function<void()> check_meeting;  ///< called while the ranks meet; throws to give up.  May be empty
   std::chrono::milliseconds connect_timeout{};
   std::chrono::milliseconds execution_timeout{};
   bool connect_at_first_call = false;  ///< the ranks meet in the first task; needs a name
@@ -65,8 +70,9 @@ class Communicator {
   bool Drain(std::chrono::milliseconds limit);
 
   /// Drains what peers still need, tells them that this rank leaves, and frees everything.  What does not end within
-  /// `limit` is aborted; what survives even that (a stream that never reaches the task) keeps its memory mapped.
-  static void Close(std::unique_ptr<Communicator> communicator, std::chrono::milliseconds limit) noexcept;
+  /// `limit`, which all share, is aborted; what survives even that (a stream that never reaches the task) keeps its
+  /// memory mapped.
+  static void Close(std::vector<std::unique_ptr<Communicator>> communicators, std::chrono::milliseconds limit) noexcept;
 
  private:
   struct Operation {
@@ -82,9 +88,11 @@ class Communicator {
   static void DestroyTask(void* payload);
   void NoteFailure(const std::string& text) noexcept;
   void OperationEnded() noexcept;
+  ConnectSettings MakeConnectSettings();
 
   CommunicatorSettings settings_;
   RuntimeMemory memory_;
+  MetProcesses met_;
   std::unique_ptr<Collectives> collectives_;
   FusedObserver fused_observer_;
   mutable std::mutex mutex_;

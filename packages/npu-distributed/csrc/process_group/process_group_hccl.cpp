@@ -93,16 +93,24 @@ void ProcessGroupHCCL::ClearWatchedWorks() {
   if (watchdog_) watchdog_->Clear();
 }
 
-void ProcessGroupHCCL::shutdown() {
-  const GilRelease no_gil;
-  std::chrono::milliseconds limit{};
+std::vector<std::unique_ptr<Communicator>> ProcessGroupHCCL::EndCalls() {
   {
     const std::lock_guard lock(mutex_);
     shut_down_ = true;
+  }
+  return TakeCommunicators(/*only_failed=*/false);
+}
+
+void ProcessGroupHCCL::shutdown() {
+  const GilRelease no_gil;
+  auto communicators = EndCalls();
+  std::chrono::milliseconds limit{};
+  {
+    const std::lock_guard lock(mutex_);
     limit = environment_.WorkTimeout(options_->timeout);
   }
   if (limit.count() == 0) limit = std::chrono::hours(24 * 365);
-  CloseCommunicators(limit);
+  Communicator::Close(std::move(communicators), limit);
   watchdog_.reset();
   diagnosis_->End();
 }
@@ -119,10 +127,13 @@ void ShutdownAllGroups(std::chrono::milliseconds limit, const std::function<void
     before_end();
     group->EndProcess();
   }
+  // All groups share the time: one after the other, a few that are stuck would keep the process for minutes.
+  std::vector<std::unique_ptr<Communicator>> communicators;
   for (ProcessGroupHCCL* group : groups) {
-    group->setTimeout(limit);
-    group->shutdown();
+    for (auto& communicator : group->EndCalls()) communicators.push_back(std::move(communicator));
   }
+  Communicator::Close(std::move(communicators), limit);
+  for (ProcessGroupHCCL* group : groups) group->shutdown();
 }
 
 }  // namespace npu::distributed

@@ -118,6 +118,8 @@ class ProcessGroupHCCL : public c10d::Backend {
   void Abort(const std::string& reason);
   /// Waits for the own works, then destroys the communicators.  Idempotent.
   void shutdown() override;
+  /// Refuses further calls; the communicators are the caller's to close.
+  std::vector<std::unique_ptr<Communicator>> EndCalls();
 
   /// Name of the communicator on the current device; "" when there is none and `create` is false.
   std::string CommName(int rank, bool create);
@@ -218,6 +220,9 @@ class ProcessGroupHCCL : public c10d::Backend {
   void LeaseStreamFor(Lane& lane, int device) const;
   void CheckUsable(const Lane& lane) const;
   std::unique_ptr<Communicator> Connect(const Lane& lane, int peer);
+  void NameRanks(CommunicatorSettings& settings, int peer) const;
+  /// Throws once the group has been aborted since this was called.
+  std::function<void()> AbortCheck();
   /// Takes the lanes' communicators; to be closed without the lock.
   std::vector<std::unique_ptr<Communicator>> TakeCommunicators(bool only_failed);
   void CloseCommunicators(std::chrono::milliseconds limit, bool only_failed = false);
@@ -239,6 +244,8 @@ class ProcessGroupHCCL : public c10d::Backend {
 
   std::mutex live_mutex_;            // taken under mutex_ or alone
   std::vector<Communicator*> live_;  // what the lanes own, for AbortCommunicators
+  uint64_t aborts_ = 0;              // for a communicator that is being made meanwhile
+  std::string abort_reason_;
 
   mutable std::mutex mutex_;  // guards what follows; never held while a communicator waits for peers, bar its making
   int device_ = -1;           // the one device of this group, once used

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <map>
-#include <thread>
+#include <numeric>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
 #include "process_group/communicator_registry.h"
@@ -16,9 +16,6 @@
 namespace npu::distributed {
 namespace {
 
-constexpr std::chrono::microseconds kFirstPoll{100};
-constexpr std::chrono::microseconds kLongestPoll{5000};
-
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
 KeyValueStore ViewOf(StorePtr store) {
@@ -26,27 +23,21 @@ KeyValueStore ViewOf(StorePtr store) {
   view.set = [store](const std::string& key, const std::string& value) {
     store->set(key, std::vector<uint8_t>(value.begin(), value.end()));
   };
-  view.get = [store](const std::string& key, std::chrono::milliseconds limit) {
-    store->wait({key}, limit);
+  view.find = [store](const std::string& key) -> std::optional<std::string> {
+    if (!store->check({key})) return std::nullopt;
     const std::vector<uint8_t> value = store->get(key);
     return std::string(value.begin(), value.end());
   };
   return view;
 }
 
-/// For use beside other threads: never keeps the store busy while a key is missing.
-KeyValueStore PollingViewOf(StorePtr store) {
-  KeyValueStore view = ViewOf(store);
-  view.get = [store](const std::string& key, std::chrono::milliseconds limit) {
-    const auto deadline = std::chrono::steady_clock::now() + limit;
-    for (auto pause = kFirstPoll; !store->check({key}); pause = std::min(2 * pause, kLongestPoll)) {
-      if (std::chrono::steady_clock::now() > deadline) throw std::runtime_error("key " + key + " is not there");
-      std::this_thread::sleep_for(pause);
-    }
-    const std::vector<uint8_t> value = store->get(key);
-    return std::string(value.begin(), value.end());
-  };
-  return view;
+/// A connection of its own, so that a thread that waits for a key elsewhere is no obstacle.
+StorePtr ConnectionOf(const StorePtr& store) {
+  try {
+    return store->clone();
+  } catch (const std::exception&) {
+    return store;  // of a kind that cannot be copied
+  }
 }
 
 std::mutex shared_streams_mutex;
@@ -114,6 +105,35 @@ void ProcessGroupHCCL::CheckUsable(const Lane& lane) const {
                       ". Destroy it and initialise again, or call torch_npu.distributed.reinit_process_group()");
 }
 
+void ProcessGroupHCCL::NameRanks(CommunicatorSettings& settings, int peer) const {
+  std::vector<int> ranks{std::min(rank_, peer), std::max(rank_, peer)};
+  if (peer < 0) {
+    ranks.resize(static_cast<size_t>(size_));
+    std::iota(ranks.begin(), ranks.end(), 0);
+  }
+  // A group that torch has not made does not know who its ranks are in the job.
+  const bool knows_job = !options_->group_id.empty();
+  const std::vector<uint64_t>& in_job = options_->global_ranks_in_group;
+  for (const int rank : ranks) {
+    std::string name = "rank " + std::to_string(rank);
+    if (knows_job) {
+      const auto index = static_cast<size_t>(rank);
+      const uint64_t global = index < in_job.size() ? in_job[index] : index;
+      settings.global_ranks.push_back(global);
+      if (global != index) name += " (global rank " + std::to_string(global) + ")";
+    }
+    settings.rank_names.push_back(std::move(name));
+  }
+}
+
+std::function<void()> ProcessGroupHCCL::AbortCheck() {
+  const std::lock_guard lock(live_mutex_);
+  return [this, before = aborts_] {
+    const std::lock_guard lock(live_mutex_);
+    if (aborts_ != before) throw CommError(NPU_ERROR_STOPPED, abort_reason_);
+  };
+}
+
 std::unique_ptr<Communicator> ProcessGroupHCCL::Connect(const Lane& lane, int peer) {
   ValidateConfig(options_->hccl_config);
   npu_device_properties properties{};
@@ -130,22 +150,24 @@ std::unique_ptr<Communicator> ProcessGroupHCCL::Connect(const Lane& lane, int pe
   if (const auto limit = ExecutionTimeout(options_->hccl_config)) settings.execution_timeout = *limit;
   settings.name = comm_name_;
   if (settings.name.empty() && !options_->group_id.empty()) settings.name = "group_name_" + options_->group_id;
-  StorePtr store = store_;
+  StorePtr store;
   if (peer < 0) {
     settings.rank = rank_;
     settings.size = size_;
+    settings.check_meeting = AbortCheck();
+    store = ConnectionOf(store_);
   } else {
     settings.rank = rank_ < peer ? 0 : 1;
     settings.size = 2;
     settings.connect_at_first_call = true;
     settings.name += " " + PairName(rank_, peer);
-    if (!pair_store_) pair_store_ = store_->clone();
+    if (!pair_store_) pair_store_ = ConnectionOf(store_);
     store = pair_store_;
   }
+  NameRanks(settings, peer);
   store = c10::make_intrusive<c10d::PrefixStore>(StorePrefix(lane.generation, rank_, peer), store);
   try {
-    return std::make_unique<Communicator>(settings, peer < 0 ? ViewOf(store) : PollingViewOf(store),
-                                          GlooLinks(store, settings));
+    return std::make_unique<Communicator>(settings, ViewOf(store), GlooLinks(store, settings));
   } catch (const CommError& error) {
     ThrowStatus(error.status(), error.what());
   }
@@ -198,7 +220,7 @@ std::vector<std::unique_ptr<Communicator>> ProcessGroupHCCL::TakeCommunicators(b
 }
 
 void ProcessGroupHCCL::CloseCommunicators(std::chrono::milliseconds limit, bool only_failed) {
-  for (auto& communicator : TakeCommunicators(only_failed)) Communicator::Close(std::move(communicator), limit);
+  Communicator::Close(TakeCommunicators(only_failed), limit);
 }
 
 void ProcessGroupHCCL::Adopt(Lane& lane, std::unique_ptr<Communicator> communicator) {
@@ -210,6 +232,8 @@ void ProcessGroupHCCL::Adopt(Lane& lane, std::unique_ptr<Communicator> communica
 
 void ProcessGroupHCCL::AbortCommunicators(const std::string& reason) {
   const std::lock_guard lock(live_mutex_);
+  ++aborts_;
+  abort_reason_ = reason;
   for (Communicator* communicator : live_) communicator->Abort(reason);
 }
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,10 +14,21 @@
 
 namespace npu::distributed {
 
-/// The part of a c10d store that a rendezvous uses.  `get` waits for the key and throws when it does not come.
+/// The part of a c10d store that a rendezvous uses.  Neither waits for a key: other threads may use the same store.
 struct KeyValueStore {
   std::function<void(const std::string& key, const std::string& value)> set;
-  std::function<std::string(const std::string& key, std::chrono::milliseconds limit)> get;
+  std::function<std::optional<std::string>(const std::string& key)> find;
+};
+
+struct MeetingSettings {
+  int rank = 0;
+  int size = 1;
+  std::chrono::milliseconds limit{};  ///< how long to wait for the other ranks
+  std::vector<std::string> names{};   ///< of the ranks in texts; empty: "rank 0", "rank 1", ...
+  /// Called again and again while waiting; throws to give up.  May be empty.
+  std::function<void()> check{};
+  /// The process that a rank that has not come is known to have been, if it has ended.  May be empty.
+  std::function<std::optional<ProcessIdentity>(int rank)> ended{};
 };
 
 struct Meeting {
@@ -27,11 +39,11 @@ struct Meeting {
   std::unique_ptr<ControlPage> page;   ///< theirs
 };
 
-/// Collective over the group; blocks.  Throws CommError when a peer dies or `limit` passes (the text then names the
-/// ranks that are missing).
+/// Collective over the group; blocks.  Throws CommError when a peer has died or the limit passes (the text then names
+/// the rank that is missing), and what `check` throws.
 ///
 /// When the ranks live on several machines the keys stay in the store: see Retire.
-Meeting Rendezvous(KeyValueStore& store, int rank, int size, std::chrono::milliseconds limit);
+Meeting Rendezvous(KeyValueStore& store, const MeetingSettings& settings);
 
 /// Second half of a meeting over several machines: call it when every rank is known to have read every key, and let all
 /// ranks come together once more before a group of the same name may be made.

@@ -439,8 +439,8 @@ void DifferentMachines() {
   EXPECT(!IsAlive(here));
   KeyValueStore store;
   store.set = [](const std::string&, const std::string&) {};
-  store.get = [&](const std::string&, std::chrono::milliseconds) { return there.Serialize(); };
-  const Meeting meeting = Rendezvous(store, 0, 2, std::chrono::seconds(5));
+  store.find = [&](const std::string&) { return there.Serialize(); };
+  const Meeting meeting = Rendezvous(store, {.rank = 0, .size = 2, .limit = std::chrono::seconds(5)});
   EXPECT(meeting.hosts.count() == 2 && meeting.ranks.size() == 1 && meeting.group[1].host == "elsewhere");
 }
 

@@ -49,7 +49,7 @@ bool RunHosts(const char* name, const std::vector<int>& places, const Body& body
       setenv("NPU_HCCL_HOST_ID", ("host" + std::to_string(places[static_cast<size_t>(rank)])).c_str(), 1);
       FileMemory memory(64u << 20);
       KeyValueStore store = shared->View();
-      Meeting meeting = Rendezvous(store, rank, size, std::chrono::seconds(20));
+      Meeting meeting = Rendezvous(store, {.rank = rank, .size = size, .limit = std::chrono::seconds(20)});
       HierarchicalCollectives group(std::move(meeting), rank, memory, limit,
                                     std::make_unique<FakeLink>(mesh, rank, limit));
       HostRank self{group, memory, rank, size, places};
