@@ -162,15 +162,15 @@ class ProcessGroupHCCL : public c10d::Backend {
     std::vector<at::Tensor> scratch{};  ///< of the task, unknown to the caller
     bool blocks_host = false;
     std::chrono::milliseconds timeout = c10d::kUnsetTimeout;
-    std::vector<Transfer> transfers;  ///< point-to-point calls have these and no body
-    int peer = -1;                    ///< of a single transfer
+    std::vector<Transfer> transfers;                     ///< point-to-point calls have these and no body
+    int peer = -1;                                       ///< of a single transfer
     std::shared_ptr<torch::CapturedTraceback> frames{};  ///< of the caller, when they are recorded
   };
   /// A communicator and its stream.  The group has one, and so has every pair of ranks that talks point to point.
   struct Lane {
     std::shared_ptr<npu_stream> lease;
     npu_stream* stream = nullptr;  ///< of the lease
-    EventPtr start;  ///< what the current stream held at the latest call
+    EventPtr start;                ///< what the current stream held at the latest call
     std::unique_ptr<Communicator> communicator;
     int generation = 0;  ///< of the communicator: how many this lane has closed
     std::string registered_name;
