@@ -162,7 +162,7 @@ class ProcessGroupHCCL : public c10d::Backend {
     std::vector<at::Tensor> scratch{};  ///< of the task, unknown to the caller
     bool blocks_host = false;
     std::chrono::milliseconds timeout = c10d::kUnsetTimeout;
-    std::vector<Transfer> transfers;                     ///< point-to-point calls have these and no body
+    std::vector<Transfer> transfers{};                   ///< point-to-point calls have these and no body
     int peer = -1;                                       ///< of a single transfer
     std::shared_ptr<torch::CapturedTraceback> frames{};  ///< of the caller, when they are recorded
   };
