@@ -257,13 +257,11 @@ def test_import_loads_no_compiler(run_python):
         """
         import sys, torch, torch_npu
         print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
-        hooks = len(sys.meta_path)
         import torch._dynamo.device_interface as interfaces
-        print(interfaces.get_interface_for_device("npu").__name__, interfaces.__spec__.loader.get_source is not None)
-        print(len(sys.meta_path) - hooks, torch.npu.is_initialized())
+        print(interfaces.get_interface_for_device("npu").__name__, torch.npu.is_initialized())
         """
     )
-    assert done.stdout.split("\n")[:3] == ["[]", "NpuInterface True", "-1 False"]
+    assert done.stdout.split("\n")[:2] == ["[]", "NpuInterface False"]
 
 
 def test_interface_answers():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from npu_distributed.late_import import after_import
+from npu_core.late_import import after_import
 
 _ATTENTION = "torch.distributed.tensor.experimental._context_parallel._attention"
 _SEQUENCE = 2  # the dimension that torch's ring walks along

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from npu_distributed.late_import import after_import
+from npu_core.late_import import after_import
 
 #: A random operator on npu takes its numbers in blocks of this many, at most this many blocks per 64 elements.
 _BLOCK = 64
