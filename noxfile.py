@@ -54,6 +54,9 @@ TEST_PROGRAMS = (
     ("NPU_DRIVER_CONFORMANCE", "packages/npu-core/csrc/driver", "npu_driver_conformance"),
     ("NPU_RUNTIME_TESTS", "packages/npu-core/tests/runtime", "npu_runtime_tests"),
 )
+# C++ tests of npu-distributed, which its pytest modules build for themselves.
+TRANSPORT_PROJECT = "packages/npu-distributed"
+TRANSPORT_PROGRAMS = ("reduction_test", "collectives_test", "transfers_test", "hosts_test")
 
 
 # ---- sessions -------------------------------------------------------------------------------------------------------
@@ -163,11 +166,16 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def sanitizers(session: nox.Session) -> None:
-    """Run the C++ tests of driver and runtime under ThreadSanitizer and AddressSanitizer."""
+    """Run the C++ tests of driver, runtime and transport under ThreadSanitizer and AddressSanitizer."""
     prepare_environment(session)
     for sanitizer in SANITIZERS:
         for program in build_test_programs(session, sanitizer).values():
             run_sanitized(session, Path(program), *session.posargs)
+        build = BUILD / "tests" / sanitizer / "transport"
+        options = ("-DNPU_DISTRIBUTED_NATIVE_TESTS=ON", "-DNPU_DISTRIBUTED_BINDINGS=OFF")
+        build_programs(session, TRANSPORT_PROJECT, build, TRANSPORT_PROGRAMS, sanitizer, *options)
+        for name in TRANSPORT_PROGRAMS:
+            run_sanitized(session, build / name)
 
 
 # ---- the shared environment -----------------------------------------------------------------------------------------
@@ -313,20 +321,27 @@ def build_test_programs(session: nox.Session, sanitizer: str = "") -> dict[str, 
     programs = {}
     for variable, source, program in TEST_PROGRAMS:
         build = BUILD / "tests" / (sanitizer or "plain") / program
-        session.run(
-            *("cmake", "-S", ROOT / source, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={PYTHON}"),
-            *(f"-DNPU_SANITIZE={sanitizer}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"),
-            env=build_variables(),
-            external=True,
-            log=False,
-        )
-        session.run(
-            *("cmake", "--build", build, "--parallel", str(parallel_jobs()), "--target", program),
-            env=build_variables(),
-            external=True,
-        )
+        build_programs(session, source, build, (program,), sanitizer)
         programs[variable] = str(build / program)
     return programs
+
+
+def build_programs(
+    session: nox.Session, source: str, build: Path, programs: tuple[str, ...], sanitizer: str, *options: str
+) -> None:
+    """Build `programs` of the CMake project `source` in the folder `build`."""
+    session.run(
+        *("cmake", "-S", ROOT / source, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={PYTHON}"),
+        *(f"-DNPU_SANITIZE={sanitizer}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo", *options),
+        env=build_variables(),
+        external=True,
+        log=False,
+    )
+    session.run(
+        *("cmake", "--build", build, "--parallel", str(parallel_jobs()), "--target", *programs),
+        env=build_variables(),
+        external=True,
+    )
 
 
 def run_sanitized(session: nox.Session, program: Path, *arguments: str) -> None:
