@@ -131,3 +131,41 @@ def test_mismatch(ranks, size: int, name: str) -> None:
         assert len(named) >= 2 and named <= set(range(size)), f"rank {rank}: {text}"
         for call in CASES[name][1]:
             assert call in text, f"rank {rank} does not say {call!r}: {text}"
+
+
+def messages(rank: int, size: int) -> str:
+    """The last two ranks disagree on a message; returns the error of this rank."""
+    dist.barrier()
+    try:
+        if rank == size - 2:
+            dist.send(ones(70_000), size - 1)
+        elif rank == size - 1:
+            dist.recv(ones(90_000), size - 2)
+        torch.npu.synchronize()
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
+def test_messages_name_the_ranks_of_the_group(ranks) -> None:
+    """A pair talks over a link of its own, in which its ranks are 0 and 1."""
+    team = ranks(4)
+    texts = team.run(messages)
+    team.run(rebuild_pairs)
+    assert texts[:2] == ["no error"] * 2
+    for text in texts[2:]:
+        assert "EI0005" in text and "from rank 2 to rank 3" in text, text
+        assert "rank 2 sends 70000 x float32, rank 3 receives 90000 x float32" in text, text
+        assert set(re.findall(r"rank (\d+)", text)) == {"2", "3"}, text
+
+
+def rebuild_pairs(rank: int, size: int) -> None:
+    from torch_npu.distributed import reinit_process_group
+
+    reinit_process_group()
+    if rank == size - 2:
+        dist.send(contribution(0, 90_000, torch.float32).npu(), size - 1)
+    elif rank == size - 1:
+        tensor = ones(90_000)
+        dist.recv(tensor, size - 2)
+        assert_same(tensor, contribution(0, 90_000, torch.float32), "a message after the rebuild")

@@ -10,6 +10,11 @@ std::unique_ptr<Collectives> Connect(const ConnectSettings& settings, KeyValueSt
                                      const LinkFactory& make_link) {
   Meeting meeting = Rendezvous(store, settings.meeting);
   if (settings.met) settings.met(meeting.ranks);
+  if (!settings.numbers.empty()) {
+    for (auto* ranks : {&meeting.group, &meeting.ranks}) {
+      for (ProcessIdentity& peer : *ranks) peer.rank = settings.numbers[static_cast<size_t>(peer.rank)];
+    }
+  }
   const auto [rank, size] = std::pair(settings.meeting.rank, settings.meeting.size);
   if (meeting.hosts.count() == 1) {
     return std::make_unique<LocalCollectives>(std::move(meeting), rank, memory, settings.execution_limit);

@@ -16,6 +16,7 @@ namespace npu::distributed {
 struct ConnectSettings {
   MeetingSettings meeting{};
   std::chrono::milliseconds execution_limit{};  ///< how long a call waits for peers; zero: for ever
+  std::vector<int> numbers{};                   ///< of the ranks in texts; empty: 0, 1, ...
   /// Told of the ranks of this machine, this one included, as soon as all have come.  May be empty.
   std::function<void(const std::vector<ProcessIdentity>& ranks)> met{};
 };

@@ -142,7 +142,7 @@ void HierarchicalCollectives::Fail(npu_status status, const std::string& text) {
 
 void HierarchicalCollectives::FailLink(const LinkError& error, const std::string& where) {
   if (!error.reason.empty()) {
-    Fail(error.reason_status, error.reason + " (reported by rank " + std::to_string(error.peer()) + ")");
+    Fail(error.reason_status, error.reason + " (reported by rank " + std::to_string(NumberOf(error.peer())) + ")");
   }
   switch (error.cause()) {
     case LinkError::Cause::kTimeout:
@@ -159,7 +159,7 @@ void HierarchicalCollectives::FailLink(const LinkError& error, const std::string
 
 std::string HierarchicalCollectives::NameOf(int rank) const {
   const ProcessIdentity& identity = group_[static_cast<size_t>(rank)];
-  return std::to_string(rank) + " (process " + std::to_string(identity.pid) + " on host " + identity.host +
+  return std::to_string(identity.rank) + " (process " + std::to_string(identity.pid) + " on host " + identity.host +
          (identity.host_id == "-" ? "" : ", NPU_HCCL_HOST_ID " + identity.host_id) + ")";
 }
 
@@ -305,8 +305,8 @@ void HierarchicalCollectives::ParseRecord(int host) {
 void HierarchicalCollectives::FailMismatch(int first, int second, const std::string& detail) {
   throw CommError(NPU_ERROR_TASK_FAILED,
                   "EI0005: hccl: ranks called different collectives in call number " + std::to_string(number_) +
-                      ": rank " + std::to_string(first) + " " + Describe(Of(first).call) + ", rank " +
-                      std::to_string(second) + " " + Describe(Of(second).call) + detail +
+                      ": rank " + std::to_string(NumberOf(first)) + " " + Describe(Of(first).call) + ", rank " +
+                      std::to_string(NumberOf(second)) + " " + Describe(Of(second).call) + detail +
                       ". Every rank of a group must issue the same collectives in the same order with matching sizes "
                       "and types");
 }
@@ -328,8 +328,8 @@ void HierarchicalCollectives::RequireSize(int sender, uint64_t offered, int rece
   if (offered == room) return;
   const ElementType element = Of(sender).call.element;
   FailMismatch(sender, receiver,
-               ": rank " + std::to_string(sender) + " sends " + DescribeBytes(offered, element) + ", rank " +
-                   std::to_string(receiver) + " expects " + DescribeBytes(room, element));
+               ": rank " + std::to_string(NumberOf(sender)) + " sends " + DescribeBytes(offered, element) + ", rank " +
+                   std::to_string(NumberOf(receiver)) + " expects " + DescribeBytes(room, element));
 }
 
 // ---- collectives that move ------------------------------------------------------------------------------------------

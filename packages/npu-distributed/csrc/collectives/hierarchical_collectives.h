@@ -86,6 +86,7 @@ class HierarchicalCollectives final : public Collectives {
   void Wait(LinkOperation& operation);
   void Watch();
   void CheckNeighbours();
+  int NumberOf(int rank) const { return group_[static_cast<size_t>(rank)].rank; }  ///< in texts
   std::string NameOf(int rank) const;
 
   // ---- meeting

@@ -67,7 +67,7 @@ void HierarchicalCollectives::Converse(Conversation& conversation) {
       inbox.Receive(limit_, [&](const MessageHeader& header) {
         if (header.bytes != transfer->data.bytes || header.element != transfer->element || header.number != number) {
           throw CommError(NPU_ERROR_TASK_FAILED,
-                          DescribeMessageMismatch(number, peer, header.bytes, header.element, rank_,
+                          DescribeMessageMismatch(number, NumberOf(peer), header.bytes, header.element, NumberOf(rank_),
                                                   transfer->data.bytes, transfer->element));
         }
         return static_cast<std::byte*>(transfer->data.address);

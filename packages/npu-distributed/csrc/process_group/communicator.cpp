@@ -48,6 +48,7 @@ ConnectSettings Communicator::MakeConnectSettings() {
   connection.meeting.names = settings_.rank_names;
   connection.meeting.check = settings_.check_meeting;
   connection.execution_limit = settings_.execution_timeout;
+  connection.numbers = settings_.rank_numbers;
   if (settings_.global_ranks.empty()) return connection;
   connection.meeting.ended = [this](int rank) {
     return MetProcesses::Ended(settings_.global_ranks[static_cast<size_t>(rank)]);

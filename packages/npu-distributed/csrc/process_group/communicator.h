@@ -23,6 +23,7 @@ struct CommunicatorSettings {
   int device = 0;
   npu_stream* stream = nullptr;
   std::vector<std::string> rank_names;  ///< in texts of the meeting; empty: "rank 0", ...
+  std::vector<int> rank_numbers;        ///< in later texts; empty: 0, 1, ...
   std::vector<uint64_t> global_ranks;   ///< of the ranks; empty: not known
   std::function<void()> check_meeting;  ///< called while the ranks meet; throws to give up.  May be empty
   std::chrono::milliseconds connect_timeout{};

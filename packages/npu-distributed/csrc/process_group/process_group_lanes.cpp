@@ -123,6 +123,7 @@ void ProcessGroupHCCL::NameRanks(CommunicatorSettings& settings, int peer) const
       if (global != index) name += " (global rank " + std::to_string(global) + ")";
     }
     settings.rank_names.push_back(std::move(name));
+    settings.rank_numbers.push_back(rank);
   }
 }
 
