@@ -1,6 +1,7 @@
 // Python classes ProcessGroupHCCL and ProcessGroupHCCL.Options, and what the Python side of the wheel calls.
 #include <pybind11/chrono.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <limits>
@@ -69,21 +70,25 @@ void BindOptions(py::class_<ProcessGroupHCCL, GroupPtr, c10d::Backend>& group) {
           "Settings of the communicators; see docs.  Reading it gives a copy.");
 }
 
+GroupPtr MakeGroup(StorePtr store, int rank, int size, OptionsPtr options) {
+  return c10::make_intrusive<ProcessGroupHCCL>(std::move(store), rank, size, std::move(options));
+}
+
+GroupPtr MakeGroupWithTimeout(StorePtr store, int rank, int size, std::chrono::milliseconds timeout) {
+  auto options = c10::make_intrusive<ProcessGroupHCCL::Options>();
+  options->timeout = timeout;
+  return MakeGroup(std::move(store), rank, size, std::move(options));
+}
+
 void BindGroup(py::module_& module) {
   py::class_<ProcessGroupHCCL, GroupPtr, c10d::Backend> group(
       module, "ProcessGroupHCCL", "Backend of torch.distributed that moves npu tensors between processes.");
   BindOptions(group);
   group
-      .def(py::init([](StorePtr store, int rank, int size, OptionsPtr options) {
-             return c10::make_intrusive<ProcessGroupHCCL>(std::move(store), rank, size, std::move(options));
-           }),
-           py::arg("store"), py::arg("rank"), py::arg("size"), py::arg("options"), NoGil())
-      .def(py::init([](StorePtr store, int rank, int size, std::chrono::milliseconds timeout) {
-             auto options = c10::make_intrusive<ProcessGroupHCCL::Options>();
-             options->timeout = timeout;
-             return c10::make_intrusive<ProcessGroupHCCL>(std::move(store), rank, size, std::move(options));
-           }),
-           py::arg("store"), py::arg("rank"), py::arg("size"), py::arg("timeout") = kBackendDefaultTimeout, NoGil())
+      .def(py::init(torch::wrap_pybind_function_no_gil(&MakeGroup)), py::arg("store"), py::arg("rank"), py::arg("size"),
+           py::arg("options"))
+      .def(py::init(torch::wrap_pybind_function_no_gil(&MakeGroupWithTimeout)), py::arg("store"), py::arg("rank"),
+           py::arg("size"), py::arg("timeout") = kBackendDefaultTimeout)
       .def_property_readonly("options", &ProcessGroupHCCL::options)
       .def("get_hccl_comm_name", &ProcessGroupHCCL::CommName, py::arg("rankid"), py::kw_only(),
            py::arg("init_comm") = true, NoGil())
