@@ -5,15 +5,20 @@
 
 namespace npu::distributed {
 
+struct Bias {
+  at::Tensor values;      ///< [n]; may be undefined
+  bool is_scaled = true;  ///< added before the scales
+};
+
 /// P = ((x @ weight) + bias) * column_scale * row_scale + addend for some rows of x; the last four are optional.
 ///
 /// As float32 nothing of it is rounded to 16 bits, and for int8 the sum of products is exact in int32.  In the type of
-/// x, aten's product accumulates in float32 and rounds once; an addend beside a bias is one more rounding.
+/// x, aten's product accumulates in float32 and rounds once.
 class DenseProduct {
  public:
-  /// `result_type`: of P, float32 with scales, else float32 or the type of x.  `x_type`: the type of x and of `weight`
-  /// [k, n], which may be a transposed view.  `bias` [n]; `column_scale` float32 [n] or [1].
-  DenseProduct(at::ScalarType result_type, at::ScalarType x_type, const at::Tensor& weight, const at::Tensor& bias,
+  /// `result_type`: of P, float32 or the type of x; float32 with scales or an addend.  `x_type`: the type of x.
+  /// `weight` [k, n], which may be a transposed view, of that type or float32; `column_scale` float32 [n] or [1].
+  DenseProduct(at::ScalarType result_type, at::ScalarType x_type, const at::Tensor& weight, Bias bias,
                at::Tensor column_scale);
 
   int64_t columns() const { return weight_.size(1); }
@@ -25,26 +30,22 @@ class DenseProduct {
 
  private:
   void ScaledIntegersInto(at::Tensor out, const at::Tensor& x) const;
+  void FloatsInto(at::Tensor out, const at::Tensor& x) const;
 
   at::ScalarType result_type_;
   at::ScalarType x_type_;
+  bool is_wide_;  ///< 16-bit operands, float32 result
   at::Tensor weight_;
-  at::Tensor bias_;
+  Bias bias_;
   at::Tensor column_scale_;
 };
-
-/// The type in which the terms of a sum over ranks are computed and travel, when x is of `x_type`.  float16 terms stay
-/// float32: they may be too large for float16 where their sum is not.  bfloat16 has the range of float32, and a float32
-/// product of bfloat16 takes 2.3 times as long on a CPU with instructions for it (aten has no product of bfloat16 that
-/// gives float32), so without scales those terms are rounded to bfloat16.
-at::ScalarType TermType(at::ScalarType x_type, bool is_scaled);
 
 /// Scales as float32 [n] or [1]: `scale` is bfloat16, float16 or float32, or an int64 or uint64 whose low 32 bits are
 /// the pattern of a float32 (npu_trans_quant_param).
 at::Tensor DecodeScale(const at::Tensor& scale);
 
-/// (weight + offset) * scale, computed in float32 and rounded once to the type of `scale`.  weight int8 [k, n]; scale
-/// [1], [n] or [1, n], or [ceil(k / group_size), n] when `group_size` is not 0; `offset` like scale, or undefined.
+/// (weight + offset) * scale in float32.  weight int8 [k, n]; scale [1], [n] or [1, n], or [ceil(k / group_size), n]
+/// when `group_size` is not 0; `offset` like scale, or undefined.
 at::Tensor DequantisedWeight(const at::Tensor& weight, const at::Tensor& scale, const at::Tensor& offset,
                              int64_t group_size);
 

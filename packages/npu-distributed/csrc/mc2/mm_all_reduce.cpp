@@ -39,12 +39,27 @@ struct Operands {
     return shape;
   }
 
+  /// What every rank adds to the sum, in float32: a term may be too large for float16 where the sum is not.
+  DenseProduct Product() const;
+
   void Check() const;
   void CheckFloat() const;
   void CheckWeightQuant() const;
   void CheckFullQuant() const;
   void CheckCommScales() const;
 };
+
+DenseProduct Operands::Product() const {
+  const at::ScalarType type = x1.scalar_type();
+  if (full_quant()) return DenseProduct(at::kFloat, type, x2, {bias}, DecodeScale(dequant_scale));
+  if (!weight_quant()) return DenseProduct(at::kFloat, type, x2, {bias}, {});
+  if (antiquant_offset.defined() || antiquant_group_size != 0) {
+    const at::Tensor weight = DequantisedWeight(x2, antiquant_scale, antiquant_offset, antiquant_group_size);
+    return DenseProduct(at::kFloat, type, weight, {bias}, {});
+  }
+  // int8 is exact in the type of x1, and so is a scale of columns behind the product.
+  return DenseProduct(at::kFloat, type, x2.to(type), {bias, /*is_scaled=*/false}, DecodeScale(antiquant_scale));
+}
 
 void Operands::Check() const {
   RefuseFloat8(kOp, "x1", x1);
@@ -154,11 +169,8 @@ void Operands::CheckCommScales() const {
 /// The sum over ranks in the type of the terms, tile by tile: one is computed while the one before is summed.
 void ReduceTiles(FusedCall& call, const DenseProduct& product, const Operands& operands, const at::Tensor& x1,
                  const at::Tensor& x3, at::Tensor result) {
-  const at::ScalarType type = product.result_type();
-  const int64_t n = operands.n();
-  const at::Tensor sum =
-      result.scalar_type() == type ? result : at::empty(result.sizes(), result.options().dtype(type));
-  std::vector<RowTile> tiles = RowTiles(x1.size(0), n * static_cast<int64_t>(sum.element_size()));
+  const at::Tensor sum = at::empty(result.sizes(), result.options().dtype(at::kFloat));
+  const std::vector<RowTile> tiles = RowTiles(x1.size(0), operands.n() * static_cast<int64_t>(sum.element_size()));
   std::vector<FusedCall::Step> steps;
   for (const auto [begin, rows] : tiles) {
     const auto part = [begin = begin, rows = rows](const at::Tensor& all) {
@@ -166,13 +178,9 @@ void ReduceTiles(FusedCall& call, const DenseProduct& product, const Operands& o
     };
     const at::Tensor tile = part(sum);
     product.Into(tile, part(x1), part(operands.pertoken_scale), part(x3));
-    steps.push_back(call.Communicate({sum}, [type = ElementTypeOf(sum), data = RegionOf(tile)](Collectives& ranks) {
-      ranks.AllReduce(type, ReduceKind::kSum, 1.0, data);
+    steps.push_back(call.Communicate({sum}, [data = RegionOf(tile)](Collectives& ranks) {
+      ranks.AllReduce(ElementType::kFloat32, ReduceKind::kSum, 1.0, data);
     }));
-  }
-  if (sum.is_same(result)) {
-    call.Join();
-    return;
   }
   for (size_t i = 0; i < tiles.size(); ++i) {
     call.WaitFor(steps[i]);
@@ -224,19 +232,15 @@ at::Tensor MmAllReduce(const at::Tensor& x1, const at::Tensor& x2, c10::string_v
                  {"comm_quant_scale_2", operands.comm_scale_2}},
                 communicator);
 
-  const at::Tensor weight = operands.weight_quant() ? DequantisedWeight(x2, operands.antiquant_scale,
-                                                                        operands.antiquant_offset, antiquant_group_size)
-                                                    : x2;
-  const DenseProduct product(TermType(x1.scalar_type(), operands.full_quant()), x1.scalar_type(), weight, operands.bias,
-                             operands.full_quant() ? DecodeScale(operands.dequant_scale) : at::Tensor());
+  const DenseProduct product = operands.Product();
   at::Tensor result = at::empty(operands.ResultShape(), x1.options().dtype(operands.ResultType()));
   const at::Tensor rows = result.view({operands.rows(), operands.n()});
   const at::Tensor x1_rows = x1.reshape({operands.rows(), operands.k()});
   const at::Tensor x3_rows = operands.x3.defined() ? operands.x3.reshape(rows.sizes()) : at::Tensor();
   const bool sums_int8 = operands.comm_scale_1.defined();
-  FusedCall call(communicator, "npu::npu_mm_all_reduce_base",
-                 c10::str(TypeAndShape(result.scalar_type(), result.sizes()), ", summed as ",
-                          sums_int8 ? at::kChar : product.result_type()));
+  FusedCall call(
+      communicator, "npu::npu_mm_all_reduce_base",
+      c10::str(TypeAndShape(result.scalar_type(), result.sizes()), ", summed as ", sums_int8 ? at::kChar : at::kFloat));
   if (sums_int8) {
     Int8AllReduce reduce(call, communicator, operands.comm_scale_1, operands.comm_scale_2);
     for (const auto [begin, count] : RowTiles(rows.size(0), operands.n())) {

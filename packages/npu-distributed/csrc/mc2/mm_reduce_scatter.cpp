@@ -35,7 +35,7 @@ at::Tensor MmReduceScatter(const at::Tensor& self, const at::Tensor& x2, c10::st
   const int64_t size = communicator.size();
   MC2_CHECK(m % size == 0, kOp, "self", "expected a number of rows divisible by the ", size, " ranks, but got ", m);
 
-  const DenseProduct product = operands.Product(TermType(self.scalar_type(), operands.is_scaled()), x2);
+  const DenseProduct product = operands.Product(at::kFloat, x2);
   const at::Tensor row_scale = operands.RowScale();
   const int64_t share = m / size;
   at::Tensor result = at::empty({share, n}, self.options().dtype(product.result_type()));

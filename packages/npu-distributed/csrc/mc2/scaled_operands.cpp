@@ -50,7 +50,7 @@ at::ScalarType ScaledOperands::ResultType() const {
 }
 
 DenseProduct ScaledOperands::Product(at::ScalarType type, const at::Tensor& weight) const {
-  return DenseProduct(type, self.scalar_type(), weight, OrUndefined(bias),
+  return DenseProduct(type, self.scalar_type(), weight, {OrUndefined(bias)},
                       is_scaled() ? DecodeScale(*x2_scale) : at::Tensor());
 }
 
