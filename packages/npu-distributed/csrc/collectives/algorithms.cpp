@@ -499,4 +499,10 @@ void Barrier(Transport& transport) {
   RequireSameCall(transport, false);
 }
 
+void Agree(Transport& transport, std::string_view operation) {
+  const std::span<const char> text(operation.substr(0, kOperationBytes));
+  transport.Meet(OperatorCall(operation), std::as_bytes(text), {});
+  RequireSameCall(transport, true);
+}
+
 }  // namespace npu::distributed

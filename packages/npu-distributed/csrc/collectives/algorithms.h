@@ -37,5 +37,6 @@ void Gather(Transport& transport, ElementType type, int root, Region input, std:
 
 /// Waits for everybody.
 void Barrier(Transport& transport);
+void Agree(Transport& transport, std::string_view operation);
 
 }  // namespace npu::distributed

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 #include "transport/transport.h"
 
@@ -44,8 +45,14 @@ class Collectives {
   virtual void Gather(ElementType type, int root, Region input, std::span<const Region> outputs) = 0;
   /// Waits for everybody.
   virtual void Barrier() = 0;
+  /// Waits for everybody; `operation` must be the same on all ranks.  The first step of an operator that makes several
+  /// calls: it tells who is about to do what, in errors of ranks that do something else, too.
+  virtual void Agree(std::string_view operation) = 0;
   /// Carries out all transfers, in whatever order the peers come.  Only the ranks named take part.
   virtual void Exchange(std::span<const Transfer> transfers) = 0;
+
+  /// How many calls there have been, Exchange not counted.
+  virtual uint64_t call_number() const = 0;
 
   /// Makes this and every later call fail on every rank with `reason`.  Thread-safe, idempotent.
   virtual void Abort(const char* reason) noexcept = 0;

@@ -35,6 +35,11 @@ uint64_t DeferredCollectives::identity() const {
   return connected_ ? connected_->identity() : 0;
 }
 
+uint64_t DeferredCollectives::call_number() const {
+  const std::lock_guard lock(mutex_);
+  return connected_ ? connected_->call_number() : 0;
+}
+
 void DeferredCollectives::AllReduce(ElementType type, ReduceKind kind, double factor, Region data) {
   Connected().AllReduce(type, kind, factor, data);
 }
@@ -69,6 +74,8 @@ void DeferredCollectives::Gather(ElementType type, int root, Region input, std::
 }
 
 void DeferredCollectives::Barrier() { Connected().Barrier(); }
+
+void DeferredCollectives::Agree(std::string_view operation) { Connected().Agree(operation); }
 
 void DeferredCollectives::Exchange(std::span<const Transfer> transfers) { Connected().Exchange(transfers); }
 

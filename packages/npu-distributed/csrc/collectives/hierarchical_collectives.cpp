@@ -70,7 +70,7 @@ std::vector<uint64_t> SizesOf(std::span<const Region> first, std::span<const Reg
 /// Whether all ranks must bring the same number of elements.
 bool CountsMatch(CallKind kind) {
   return kind == CallKind::kAllReduce || kind == CallKind::kBroadcast || kind == CallKind::kReduce ||
-         kind == CallKind::kReduceScatter;
+         kind == CallKind::kReduceScatter || kind == CallKind::kOperator;
 }
 
 }  // namespace
@@ -125,7 +125,7 @@ void HierarchicalCollectives::Run(const std::function<void()>& body) {
     transport_.peers().ThrowIfFailed();
     body();
   } catch (const LinkError& error) {
-    FailLink(error, " in " + Describe(Of(rank_).call) + " number " + std::to_string(number_));
+    FailLink(error, " in " + distributed::Describe(Of(rank_).call) + " number " + std::to_string(number_));
   } catch (const CommError& error) {
     Fail(error.status(), error.what());
   }
@@ -256,11 +256,43 @@ void HierarchicalCollectives::BuildRecord(const std::function<void(std::vector<s
     Append(record_, announced.sizes.data(), announced.sizes.size());
   }
   const size_t begin = record_.size();
-  // With different calls there is nothing to combine; every rank will find the mismatch.
-  if (host_payload && LocalCallsAgree()) host_payload(record_);
+  const auto is_operator = [&](int local) { return Of(local).call.kind == CallKind::kOperator; };
+  if (std::any_of(Locals().begin(), Locals().end(), is_operator)) {
+    AppendOperations(record_);
+  } else if (host_payload && LocalCallsAgree()) {  // else every rank will find the mismatch
+    host_payload(record_);
+  }
   header.payload_bytes = record_.size() - begin;
   std::memcpy(record_.data(), &header, sizeof header);
   payloads_[static_cast<size_t>(host_)] = std::span<const std::byte>(record_).subspan(begin);
+}
+
+/// What each rank of this host is about to do: its length and its text, empty unless it is the start of an operator.
+void HierarchicalCollectives::AppendOperations(std::vector<std::byte>& payload) const {
+  const size_t longest = std::min(kOperationBytes, kSmallPayload / Locals().size() - sizeof(uint32_t));
+  for (const int local : Locals()) {
+    std::span<const std::byte> text;
+    if (Of(local).call.kind == CallKind::kOperator) text = DataOf(local);
+    const auto length = static_cast<uint32_t>(std::min(longest, text.size()));
+    Append(payload, &length, 1);
+    Append(payload, text.data(), length);
+  }
+}
+
+std::string HierarchicalCollectives::Describe(int rank) const {
+  const Call& call = Of(rank).call;
+  if (call.kind != CallKind::kOperator) return distributed::Describe(call);
+  const int host = hosts_.HostOf(rank);
+  Reader reader(PayloadOf(host));
+  std::string text;
+  for (const int member : hosts_.MembersOf(host)) {
+    uint32_t length = 0;
+    if (!reader.Read(&length, 1) || length > reader.rest().size()) break;
+    text.resize(length);
+    reader.Read(text.data(), length);
+    if (member == rank) return text;
+  }
+  return distributed::Describe(call);
 }
 
 /// Rank number i of a host takes the record of each other host from number i there, modulo its size.
@@ -305,8 +337,8 @@ void HierarchicalCollectives::ParseRecord(int host) {
 void HierarchicalCollectives::FailMismatch(int first, int second, const std::string& detail) {
   throw CommError(NPU_ERROR_TASK_FAILED,
                   "EI0005: hccl: ranks called different collectives in call number " + std::to_string(number_) +
-                      ": rank " + std::to_string(NumberOf(first)) + " " + Describe(Of(first).call) + ", rank " +
-                      std::to_string(NumberOf(second)) + " " + Describe(Of(second).call) + detail +
+                      ": rank " + std::to_string(NumberOf(first)) + " " + Describe(first) + ", rank " +
+                      std::to_string(NumberOf(second)) + " " + Describe(second) + detail +
                       ". Every rank of a group must issue the same collectives in the same order with matching sizes "
                       "and types");
 }
@@ -336,6 +368,11 @@ void HierarchicalCollectives::RequireSize(int sender, uint64_t offered, int rece
 
 void HierarchicalCollectives::Barrier() {
   Run([&] { Meet({}, {}, {}, {}); });
+}
+
+void HierarchicalCollectives::Agree(std::string_view operation) {
+  const std::span<const char> text(operation.substr(0, kOperationBytes));
+  Run([&] { Meet(OperatorCall(operation), {}, std::as_bytes(text), {}); });
 }
 
 void HierarchicalCollectives::Broadcast(ElementType type, int root, Region data) {

@@ -49,6 +49,8 @@ class HierarchicalCollectives final : public Collectives {
   void Scatter(ElementType type, int root, std::span<const Region> inputs, Region output) override;
   void Gather(ElementType type, int root, Region input, std::span<const Region> outputs) override;
   void Barrier() override;
+  void Agree(std::string_view operation) override;
+  uint64_t call_number() const override { return number_; }
   void Exchange(std::span<const Transfer> transfers) override;
   void Abort(const char* reason) noexcept override;
   void Leave() noexcept override;
@@ -104,6 +106,9 @@ class HierarchicalCollectives final : public Collectives {
   /// Small data that a rank of this host brought.
   std::span<const std::byte> DataOf(int rank) const { return local_data_[static_cast<size_t>(hosts_.IndexOf(rank))]; }
   std::span<const std::byte> PayloadOf(int host) const { return payloads_[static_cast<size_t>(host)]; }
+  /// The call of a rank, in words.
+  std::string Describe(int rank) const;
+  void AppendOperations(std::vector<std::byte>& payload) const;
 
   // ---- places
   const std::vector<int>& Locals() const { return hosts_.MembersOf(host_); }

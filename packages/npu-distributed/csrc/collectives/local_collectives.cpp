@@ -42,6 +42,8 @@ void LocalCollectives::Gather(ElementType type, int root, Region input, std::spa
 
 void LocalCollectives::Barrier() { distributed::Barrier(transport_); }
 
+void LocalCollectives::Agree(std::string_view operation) { distributed::Agree(transport_, operation); }
+
 void LocalCollectives::Exchange(std::span<const Transfer> transfers) { transport_.mailboxes().Exchange(transfers); }
 
 }  // namespace npu::distributed

@@ -26,6 +26,8 @@ class LocalCollectives final : public Collectives {
   void Scatter(ElementType type, int root, std::span<const Region> inputs, Region output) override;
   void Gather(ElementType type, int root, Region input, std::span<const Region> outputs) override;
   void Barrier() override;
+  void Agree(std::string_view operation) override;
+  uint64_t call_number() const override { return transport_.call_number(); }
   void Exchange(std::span<const Transfer> transfers) override;
   void Abort(const char* reason) noexcept override { transport_.Abort(reason); }
   void Leave() noexcept override { transport_.Leave(); }

@@ -6,7 +6,13 @@ namespace npu::distributed {
 
 void FailMismatch(Transport& transport, int one, int other, const std::string& detail) {
   const auto signature = [&](int rank) {
-    return "rank " + std::to_string(rank) + " " + Describe(transport.CallOf(rank));
+    const Call& call = transport.CallOf(rank);
+    std::string text = Describe(call);
+    if (call.kind == CallKind::kOperator) {
+      const std::span<const std::byte> said = transport.PayloadOf(rank);
+      text.assign(reinterpret_cast<const char*>(said.data()), said.size());
+    }
+    return "rank " + std::to_string(rank) + " " + text;
   };
   const std::string text = "EI0005: hccl: ranks called different collectives: call number " +
                            std::to_string(transport.call_number()) + ": " + signature(one) + ", " + signature(other) +

@@ -135,7 +135,8 @@ class ExpertExchange {
                 const int64_t expected = receive[from * experts + expert];
                 if (given == expected) continue;
                 throw CommError(NPU_ERROR_TASK_FAILED,
-                                "rank " + std::to_string(from) + " sends " + std::to_string(given) + " rows to rank " +
+                                "EI0005: hccl: call number " + std::to_string(ranks.call_number()) + ": rank " +
+                                    std::to_string(from) + " sends " + std::to_string(given) + " rows to rank " +
                                     std::to_string(to) + " (send_counts[" + std::to_string(to * experts + expert) +
                                     "]), which expects " + std::to_string(expected) + " (recv_counts[" +
                                     std::to_string(from * experts + expert) + "])");

@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
 
-#include "mc2/signature.h"
 #include "process_group/communicator_registry.h"
 #include "process_group/work.h"
 
@@ -52,13 +51,8 @@ FusedCall::FusedCall(Communicator& communicator, const char* label, const std::s
 
 FusedCall::Step FusedCall::Communicate(std::vector<at::Tensor> tensors, Communicator::Body body) {
   if (!last_ && communicator_.size() > 1) {
-    const at::Tensor scratch = at::empty({static_cast<int64_t>(SignatureScratch(communicator_.size()))},
-                                         at::TensorOptions().dtype(at::kByte).device(at::Device(
-                                             at::kPrivateUse1, static_cast<at::DeviceIndex>(communicator_.device()))));
-    tensors.push_back(scratch);
-    body = [signature = signature_, scratch = scratch.mutable_data_ptr<uint8_t>(),
-            body = std::move(body)](Collectives& ranks) {
-      RequireSameSignature(ranks, signature, reinterpret_cast<std::byte*>(scratch));
+    body = [signature = signature_, body = std::move(body)](Collectives& ranks) {
+      ranks.Agree(signature);
       body(ranks);
     };
   }

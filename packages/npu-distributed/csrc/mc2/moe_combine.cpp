@@ -5,9 +5,9 @@
 #include <cstring>
 #include <string>
 
+#include "mc2/fail_together.h"
 #include "mc2/moe_exchange.h"
 #include "mc2/moe_kernels.h"
-#include "mc2/signature.h"
 
 namespace npu::distributed {
 namespace {

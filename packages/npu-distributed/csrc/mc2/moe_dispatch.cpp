@@ -6,9 +6,9 @@
 #include <numeric>
 #include <string>
 
+#include "mc2/fail_together.h"
 #include "mc2/moe_exchange.h"
 #include "mc2/moe_kernels.h"
-#include "mc2/signature.h"
 #include "npu/kernels/streaming.h"
 
 namespace npu::distributed {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "mc2/signature.h"
+#include "mc2/fail_together.h"
 
 namespace npu::distributed {
 namespace {
@@ -44,7 +44,8 @@ void RequireAgreement(Collectives& group, const MoeAnnouncement& mine, std::span
     const std::string who = "rank " + std::to_string(rank);
     for (size_t i = 0; i < mine.agreed.size(); ++i) {
       if (root.agreed[i] == other.agreed[i]) continue;
-      FailTogether(group, std::string("argument ") + mine.agreed[i].first + ": expected the same on all ranks, got " +
+      FailTogether(group, "EI0005: hccl: call number " + std::to_string(group.call_number()) + ": argument " +
+                              mine.agreed[i].first + ": expected the same on all ranks, got " +
                               std::to_string(root.agreed[i]) + " on rank 0 and " + std::to_string(other.agreed[i]) +
                               " on " + who);
     }

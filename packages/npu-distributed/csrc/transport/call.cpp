@@ -15,6 +15,15 @@ std::string NameOrNumber(ReduceKind kind) {
 
 }  // namespace
 
+Call OperatorCall(std::string_view text) {
+  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a: the same in every process
+  for (const char byte : text) hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001b3;
+  Call call;
+  call.kind = CallKind::kOperator;
+  call.count = hash;
+  return call;
+}
+
 const char* Name(CallKind kind) {
   switch (kind) {
     case CallKind::kAllReduce:
@@ -35,13 +44,15 @@ const char* Name(CallKind kind) {
       return "gather";
     case CallKind::kBarrier:
       return "barrier";
+    case CallKind::kOperator:
+      return "the start of a fused operator";
   }
   return "unknown";
 }
 
 std::string Describe(const Call& call) {
   std::string text = Name(call.kind);
-  if (call.kind == CallKind::kBarrier) return text;
+  if (call.kind == CallKind::kBarrier || call.kind == CallKind::kOperator) return text;
   text += '(' + std::to_string(call.count) + " x " + NameOrNumber(call.element);
   if (call.kind == CallKind::kAllReduce || call.kind == CallKind::kReduce || call.kind == CallKind::kReduceScatter) {
     text += ", op=" + NameOrNumber(call.reduce);

@@ -1,8 +1,10 @@
 // What a rank announces before it does something together with others.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "collectives/element_type.h"
 
@@ -18,6 +20,7 @@ enum class CallKind : uint32_t {
   kScatter,
   kGather,
   kBarrier,
+  kOperator,  ///< the start of a fused operator
 };
 
 /// Every rank announces one, so that a mismatch is an error instead of wrong numbers.
@@ -29,6 +32,12 @@ struct Call {
   uint64_t count = 0;   ///< elements this rank contributes
   double factor = 1.0;  ///< ReduceKind::kPremulSum: scale of this rank's contribution
 };
+
+/// How much of the text of an operator travels.
+inline constexpr size_t kOperationBytes = 256;
+
+/// The call that starts the operator `text`, which travels beside it: `count` is a hash of the text.
+Call OperatorCall(std::string_view text);
 
 const char* Name(CallKind kind);
 

@@ -237,6 +237,27 @@ void MismatchedCalls(Rank& self) {
   EXPECT(Contains(ErrorOf([&] { Barrier(self.transport); }), "EI0005"));
 }
 
+// The text of an operator shows up in the error of a rank that does something else.
+void MismatchedOperators(Rank& self) {
+  Agree(self.transport, "gather_and_multiply(half[3])");
+  const std::string text = ErrorOf([&] {
+    if (self.rank == 0) {
+      Agree(self.transport, "multiply_and_reduce(half[5, 7])");
+    } else {
+      Barrier(self.transport);
+    }
+  });
+  EXPECT(Contains(text, "EI0005") &&
+         Contains(text, "call number 2: rank 0 multiply_and_reduce(half[5, 7]), rank 1 barrier."));
+}
+
+void OperatorsThatDifferAtTheEnd(Rank& self) {
+  std::string text(2 * kOperationBytes, 'x');
+  Agree(self.transport, text);
+  if (self.rank == self.size - 1) text.back() = 'y';
+  EXPECT(Contains(ErrorOf([&] { Agree(self.transport, text); }), "call number 2: rank 0 xxx"));
+}
+
 void MismatchedCounts(Rank& self) {
   auto* data = self.memory.Allocate<float>(100000);
   const size_t count = self.rank == 0 ? 90000 : 70;
@@ -471,6 +492,8 @@ int main(int argc, char** argv) {
     passed &= RunRanks("many calls", size, ManyCalls);
     passed &= RunRanks("mismatched calls", size, MismatchedCalls);
     passed &= RunRanks("mismatched counts", size, MismatchedCounts);
+    passed &= RunRanks("mismatched operators", size, MismatchedOperators);
+    passed &= RunRanks("operators that differ at the end", size, OperatorsThatDifferAtTheEnd);
     passed &= RunRanks("large buffers", size, LargeBuffers, {.arena_bytes = 160u << 20});
     passed &= RunRanks("mismatched splits", size, MismatchedSplits);
     passed &= RunRanks("payload against regions", size, PayloadAgainstRegions);

@@ -317,6 +317,28 @@ void Mismatch(HostRank& self) {
   EXPECT(Contains(ErrorOf([&] { self.group.Barrier(); }), "EI0005"));
 }
 
+void MismatchedOperators(HostRank& self) {
+  self.group.Agree("gather_and_multiply(half[3])");
+  auto* data = self.memory.Allocate<float>(16);
+  const int odd = self.size - 1;
+  const std::string text = ErrorOf([&] {
+    if (self.rank == 0) {
+      self.group.Agree("multiply_and_reduce(half[5, 7])");
+    } else if (self.rank == odd) {
+      self.group.AllReduce(ElementType::kFloat32, ReduceKind::kSum, 1.0, {data, 64});
+    } else {
+      self.group.Agree("multiply_and_reduce(half[5, 7])");
+    }
+  });
+  EXPECT(Contains(text, "EI0005") && Contains(text, "call number 2: rank 0 multiply_and_reduce(half[5, 7]), rank " +
+                                                        std::to_string(odd) + " all_reduce(16 x float32"));
+}
+
+void DifferentOperators(HostRank& self) {
+  const std::string text = ErrorOf([&] { self.group.Agree("operator " + std::to_string(self.rank)); });
+  EXPECT(Contains(text, "call number 1: rank 0 operator 0, rank 1 operator 1."));
+}
+
 void MismatchedSizes(HostRank& self) {
   std::vector<Region> inputs;
   std::vector<Region> outputs;
@@ -424,6 +446,8 @@ int main() {
     passed &= RunHosts("sends before receives", places, SendsFirst);
     passed &= RunHosts("many calls", places, ManyCalls);
     passed &= RunHosts("mismatched calls", places, Mismatch);
+    passed &= RunHosts("mismatched operators", places, MismatchedOperators);
+    passed &= RunHosts("different operators", places, DifferentOperators);
     passed &= RunHosts("mismatched sizes", places, MismatchedSizes);
     passed &= RunHosts("a peer dies", places, PeerDies);
     passed &= RunHosts("abort reaches everyone", places, AbortWakes);
