@@ -67,7 +67,7 @@ def barriers(rank: int, size: int) -> None:
 
 
 def order_of_the_sum(rank: int, size: int) -> float:
-    """The sum of 2 ** 24, 1, 1, -2 ** 24 and so on; it tells in which order it was taken, and so where the hosts are."""
+    """The sum of 2 ** 24, 1, 1, -2 ** 24 and so on, which depends on the order, and so on where the hosts are."""
     factors = [(4096.0, 4096.0), (1.0, 1.0), (1.0, 1.0), (4096.0, -4096.0)][rank % 4]
     x, weight = (torch.full((1, 1), factor, device="npu").half() for factor in factors)
     return torch_npu.npu_mm_all_reduce_base(x, weight, comm_name(rank)).item()
