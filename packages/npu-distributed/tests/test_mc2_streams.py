@@ -198,16 +198,17 @@ def alone_with_tiles(rank: int, size: int, case: str, products: int) -> tuple[in
     deadline = time.monotonic() + PATIENCE.total_seconds() / 4
     with Trace() as trace:
 
-        def product_count() -> int:
-            return sum(one.stream_id == current and b"mm" in one.name for one in trace.ended())
+        def kinds() -> str:
+            """Of the tasks that have ended."""
+            return "".join("p" if one.stream_id == current else "c" for one in trace.ended() if b"mm" in one.name)
 
         call()
-        while (alone := product_count()) < products and time.monotonic() < deadline:
+        while (alone := kinds().count("p")) < products and time.monotonic() < deadline:
             time.sleep(0.001)
         store.set(key, "now")
         torch.npu.synchronize()
-        order = ["c" if b"npu::" in one.name else "p" for one in trace.ended() if b"mm" in one.name]
-    return alone, "".join(order)
+        submitted = kinds()
+    return alone, submitted
 
 
 def results_are_detached(rank: int, size: int) -> None:
