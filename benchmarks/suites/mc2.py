@@ -15,27 +15,73 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from ..harness import Case, Settings
 
 RANKS = 2
 EXPERTS = 4  # per rank
-#: Name -> operator, rows, inner size and columns; the first one has the target.
-PROBLEMS: dict[str, tuple[str, int, int, int]] = {
-    "mm + all_reduce 2048x4096x4096": ("all_reduce", 2048, 4096, 4096),
-    "mm + all_reduce 2048x256x4096": ("all_reduce", 2048, 256, 4096),
-    "mm + all_reduce 16x4096x4096": ("all_reduce", 16, 4096, 4096),
-    "mm + reduce_scatter 2048x512x4096": ("reduce_scatter", 2048, 512, 4096),
-    "all_gather + mm 1024x4096x512": ("all_gather", 1024, 4096, 512),
-    "alltoallv + gmm 2048x2048x512, 4 experts per rank": ("to_experts", 2048, 2048, 512),
-    "gmm + alltoallv 2048x512x2048, 4 experts per rank": ("from_experts", 2048, 512, 2048),
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One operator with the sizes and types of what it gets.
+
+    Parameters
+    ----------
+    operator : str
+        A key of `OPERATORS`.
+    rows, inner, columns : int
+        Of one rank's product.
+    kind : str
+        Type of both factors, ``"int8"`` with scales of the columns, or the type of the first one followed by
+        ``" with int8 weights"``.
+    """
+
+    operator: str
+    rows: int
+    inner: int
+    columns: int
+    kind: str = "bfloat16"
+
+    @property
+    def name(self) -> str:
+        """The problem in words, unique."""
+        return f"{OPERATORS[self.operator]} {self.rows}x{self.inner}x{self.columns} {self.kind}"
+
+
+OPERATORS = {
+    "all_reduce": "mm + all_reduce",
+    "reduce_scatter": "mm + reduce_scatter",
+    "all_gather": "all_gather + mm",
+    "to_experts": f"alltoallv + gmm of {EXPERTS} experts per rank",
+    "from_experts": f"gmm of {EXPERTS} experts per rank + alltoallv",
 }
-TARGET_PROBLEM, TARGET_RATIO = "mm + all_reduce 2048x4096x4096", 1.0
-PICTURE_PROBLEM = "mm + all_reduce 2048x256x4096"
+TARGET = Problem("all_reduce", 2048, 4096, 4096)
+PICTURE = Problem("all_reduce", 2048, 256, 4096)
+PROBLEMS = {
+    problem.name: problem
+    for problem in (
+        TARGET,
+        PICTURE,
+        Problem("all_reduce", 16, 4096, 4096),
+        Problem("all_reduce", 2048, 512, 4096, "float16"),
+        Problem("all_reduce", 2048, 512, 4096, "int8"),
+        Problem("all_reduce", 2048, 512, 4096, "bfloat16 with int8 weights"),
+        Problem("reduce_scatter", 2048, 512, 4096),
+        Problem("all_gather", 1024, 4096, 512),
+        Problem("to_experts", 2048, 2048, 512),
+        Problem("from_experts", 2048, 512, 2048),
+        Problem("all_reduce", 16, 4096, 4096, "bfloat16 with int8 weights"),
+    )
+}
+TARGET_RATIO = 1.0
 WAYS = ("fused", "separate", "product", "communication")
 
 
@@ -95,56 +141,146 @@ class Pair:
         self._folder.cleanup()
 
 
-def ways_of(problem: str, rank: int) -> dict[str, Callable[[], object]]:
+def fastest(*candidates: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """The quickest of several ways to compute the same."""
+    import torch
+
+    def seconds(candidate: Callable[[], torch.Tensor]) -> float:
+        begin = time.perf_counter()
+        candidate()
+        torch.npu.synchronize()
+        return time.perf_counter() - begin
+
+    for candidate in candidates:
+        candidate()
+    return min(candidates, key=lambda candidate: min(seconds(candidate), seconds(candidate)))
+
+
+def product_of(problem: Problem) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], Callable]:
+    """Factors, scales of the fused all_reduce, and the best plain product, which calls nothing but operators of torch.
+
+    Scales are powers of two: it makes no difference to the values whether a weight is scaled or a product.
+    """
+    import torch
+
+    shapes = (problem.rows, problem.inner), (problem.inner, problem.columns)
+
+    def integers(shape: tuple[int, int]) -> torch.Tensor:
+        return torch.randint(-128, 128, shape, dtype=torch.int8, device="npu")
+
+    def scales(dtype: torch.dtype) -> torch.Tensor:
+        return (2.0 ** -torch.randint(8, 11, (problem.columns,), device="npu")).to(dtype)
+
+    if problem.kind == "int8":
+        x, weight, scale = integers(shapes[0]), integers(shapes[1]), scales(torch.float32)
+
+        def in_one_pass() -> torch.Tensor:
+            target = torch.empty(problem.rows, problem.columns, dtype=torch.float16, device="npu")
+            return torch.mul(torch._int_mm(x, weight), scale, out=target)
+
+        product = fastest(in_one_pass, lambda: (torch._int_mm(x, weight) * scale).half())
+        return x, weight, {"dequant_scale": scale}, product
+    dtype = getattr(torch, problem.kind.split()[0])
+    x = torch.randn(shapes[0], device="npu").to(dtype)
+    if problem.kind.endswith("with int8 weights"):
+        weight, scale = integers(shapes[1]), scales(dtype)
+        product = fastest(
+            lambda: torch.mm(x, weight.to(dtype).mul_(scale)), lambda: torch.mm(x, weight.to(dtype)).mul_(scale)
+        )
+        return x, weight, {"antiquant_scale": scale}, product
+    weight = torch.randn(shapes[1], device="npu").to(dtype)
+    product = fastest(lambda: torch.mm(x, weight), lambda: torch.mm(x.float(), weight.float()).to(dtype))
+    return x, weight, {}, product
+
+
+def require_same(problem: Problem, ways: dict[str, Callable], rank: int) -> None:
+    """Raise AssertionError when the operator and its parts give more different results than roundings explain."""
+    import torch
+    import torch.distributed as dist
+
+    fused, separate = ways["fused"](), ways["separate"]()
+    fused = fused if isinstance(fused, torch.Tensor) else fused[0]
+    roundings = 2 * separate.float().abs()  # of the results
+    if problem.operator in ("all_reduce", "reduce_scatter"):
+        terms = ways["product"]().float().abs()
+        dist.all_reduce(terms)
+        if problem.operator == "reduce_scatter":
+            terms = terms.chunk(RANKS)[rank]
+        roundings += 2 * terms  # a 16-bit type may carry the terms, here and there
+    limit = torch.finfo(fused.dtype).eps / 2 * 1.01 * roundings + 2.0**-20 * problem.inner
+    worst = ((fused.float() - separate.float()).abs() - limit).max().item()
+    if fused.dtype != separate.dtype or fused.shape != separate.shape or not worst <= 0:
+        raise AssertionError(
+            f"{problem.name}, rank {rank}: the operator gives {fused.dtype} {tuple(fused.shape)}, its parts give "
+            f"{separate.dtype} {tuple(separate.shape)}, {worst:.3g} further apart than roundings explain"
+        )
+
+
+def ways_of(problem: Problem, rank: int) -> dict[str, Callable]:
     """Make the tensors of a problem; return what to call for each way."""
     import torch
     import torch.distributed as dist
 
-    operator, rows, inner, columns = PROBLEMS[problem]
     name = dist.group.WORLD._get_backend(torch.device("npu")).get_hccl_comm_name(rank)
     npu = torch.ops.npu
+    torch.manual_seed(rank)
+    if problem.operator in ("to_experts", "from_experts"):
+        return ways_of_experts(problem, name)
+    x, weight, scales, product = product_of(problem)
+    shape = (problem.rows, problem.columns)
+    # What is summed in place again and again consists of zeros, which do not grow.
+    terms = torch.zeros(shape, dtype=product().dtype, device="npu")
 
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, device="npu").bfloat16()
+    def all_reduced(tensor: torch.Tensor) -> torch.Tensor:
+        dist.all_reduce(tensor)
+        return tensor
 
-    x = random(rows, inner)
-    weight = random(inner, columns)
-    if operator == "all_reduce":
-        product = random(rows, columns)
+    def scattered(tensor: torch.Tensor) -> torch.Tensor:
+        target = tensor.new_empty(tensor.size(0) // RANKS, tensor.size(1))
+        dist.reduce_scatter_single(target, tensor)
+        return target
+
+    def gathered(tensor: torch.Tensor) -> torch.Tensor:
+        target = tensor.new_empty(tensor.size(0) * RANKS, tensor.size(1))
+        dist.all_gather_single(target, tensor)
+        return target
+
+    if problem.operator == "all_reduce":
         return {
-            "fused": lambda: npu.npu_mm_all_reduce_base(x, weight, name),
-            "separate": lambda: dist.all_reduce(torch.mm(x, weight)),
-            "product": lambda: torch.mm(x, weight),
-            "communication": lambda: dist.all_reduce(product),
+            "fused": lambda: npu.npu_mm_all_reduce_base(x, weight, name, **scales),
+            "separate": lambda: all_reduced(product()),
+            "product": product,
+            "communication": lambda: all_reduced(terms),
         }
-    if operator == "reduce_scatter":
-        product, part = random(rows, columns), random(rows // RANKS, columns)
+    if problem.operator == "reduce_scatter":
         return {
             "fused": lambda: npu.npu_mm_reduce_scatter_base(x, weight, name, RANKS),
-            "separate": lambda: dist.reduce_scatter_single(torch.empty_like(part), torch.mm(x, weight)),
-            "product": lambda: torch.mm(x, weight),
-            "communication": lambda: dist.reduce_scatter_single(part, product),
+            "separate": lambda: scattered(product()),
+            "product": product,
+            "communication": lambda: scattered(terms),
         }
-    if operator == "all_gather":
-        gathered = random(rows * RANKS, inner)
+    every_row = gathered(x)
+    return {
+        "fused": lambda: npu.npu_all_gather_base_mm(x, weight, name, RANKS),
+        "separate": lambda: torch.mm(gathered(x), weight),
+        "product": lambda: torch.mm(every_row, weight),
+        "communication": lambda: gathered(x),
+    }
 
-        def gather_then_multiply() -> torch.Tensor:
-            target = torch.empty_like(gathered)
-            dist.all_gather_single(target, x)
-            return torch.mm(target, weight)
 
-        return {
-            "fused": lambda: npu.npu_all_gather_base_mm(x, weight, name, RANKS),
-            "separate": gather_then_multiply,
-            "product": lambda: torch.mm(gathered, weight),
-            "communication": lambda: dist.all_gather_single(gathered, x),
-        }
-    weights = random(EXPERTS, inner, columns)
+def ways_of_experts(problem: Problem, name: str) -> dict[str, Callable]:
+    """The same for products of experts, each of which gets as many rows from each rank."""
+    import torch
+    import torch.distributed as dist
+
+    npu, rows = torch.ops.npu, problem.rows
+    x = torch.randn(rows, problem.inner, device="npu").bfloat16()
+    weights = torch.randn(EXPERTS, problem.inner, problem.columns, device="npu").bfloat16()
     block = rows // (RANKS * EXPERTS)
     counts = [block] * (RANKS * EXPERTS)
 
     def grouped(source: torch.Tensor) -> torch.Tensor:
-        return torch.bmm(source.view(EXPERTS, -1, inner), weights).view(-1, columns)
+        return torch.bmm(source.view(EXPERTS, -1, problem.inner), weights).view(-1, problem.columns)
 
     def reordered(source: torch.Tensor, first: int, second: int) -> torch.Tensor:
         return source.view(first, second, block, -1).transpose(0, 1).reshape(rows, -1)
@@ -154,19 +290,19 @@ def ways_of(problem: str, rank: int) -> dict[str, Callable[[], object]]:
         dist.all_to_all_single(target, source)
         return target
 
-    if operator == "to_experts":
+    if problem.operator == "to_experts":
         return {
             "fused": lambda: npu.npu_alltoallv_gmm(x, weights, name, RANKS, counts, counts),
             "separate": lambda: grouped(reordered(exchanged(x), RANKS, EXPERTS)),
             "product": lambda: grouped(x),
             "communication": lambda: exchanged(x),
         }
-    product = random(rows, columns)
+    products = grouped(x)
     return {
         "fused": lambda: npu.npu_gmm_alltoallv(x, weights, name, RANKS, counts, counts),
         "separate": lambda: exchanged(reordered(grouped(x), EXPERTS, RANKS)),
         "product": lambda: grouped(x),
-        "communication": lambda: exchanged(product),
+        "communication": lambda: exchanged(products),
     }
 
 
@@ -199,12 +335,13 @@ def work(rank: int, store: str) -> None:
 
     torch.npu.set_device(rank)
     dist.init_process_group("hccl", store=dist.FileStore(store, RANKS), rank=rank, world_size=RANKS)
-    problem, ways = "", dict[str, Callable[[], object]]()
+    problem, ways = "", dict[str, Callable]()
     for line in sys.stdin:
         request = json.loads(line)
         if request["problem"] != problem:
             problem = request["problem"]
-            ways = ways_of(problem, rank)
+            ways = ways_of(PROBLEMS[problem], rank)
+            require_same(PROBLEMS[problem], ways, rank)
         call = ways[request["way"]]
         torch.npu.synchronize()
         dist.barrier(device_ids=[rank])
@@ -223,8 +360,8 @@ def work(rank: int, store: str) -> None:
 
 def calls_for(problem: str) -> int:
     """How many calls make a sample that is long against timer noise and short enough to repeat."""
-    _, rows, inner, columns = PROBLEMS[problem]
-    return max(1, min(20, int(2e10 / (2.0 * rows * inner * columns))))
+    sizes = PROBLEMS[problem]
+    return max(1, min(20, int(2e10 / (2.0 * sizes.rows * sizes.inner * sizes.columns))))
 
 
 def cases(settings: Settings) -> Iterator[Case]:
@@ -233,19 +370,19 @@ def cases(settings: Settings) -> Iterator[Case]:
 
     pair = Pair()
     try:
-        for problem in list(PROBLEMS)[-1:] if settings.quick else PROBLEMS:
+        for problem in list(PROBLEMS)[-2:] if settings.quick else PROBLEMS:
             measure = partial(pair.seconds, problem, calls=calls_for(problem))
             yield Case(
-                name=f"{problem} bfloat16, {RANKS} processes",
+                name=f"{problem}, {RANKS} processes",
                 subject=partial(measure, "fused"),
                 baseline=partial(measure, "separate"),
                 self_timed=True,
                 allocators=("default",),
-                target=Target("ratio", TARGET_RATIO, allocator="default") if problem == TARGET_PROBLEM else None,
-                note="baseline = the product and the collective as separate operators on npu",
+                target=Target("ratio", TARGET_RATIO, allocator="default") if problem == TARGET.name else None,
+                note="baseline = the fastest product of operators of torch, then the collective, on npu",
             )
             yield Case(
-                name=f"{problem} bfloat16, against the product alone",
+                name=f"{problem}, against the product alone",
                 subject=partial(measure, "fused"),
                 baseline=partial(measure, "product"),
                 self_timed=True,
@@ -266,15 +403,13 @@ def draw(pair: Pair, path: Path) -> None:
     from matplotlib.patches import Patch
 
     for way in ("separate", "fused"):
-        pair.seconds(PICTURE_PROBLEM, way, 3)
+        pair.seconds(PICTURE.name, way, 3)
 
     def length(ranks: list[list[dict[str, Any]]]) -> float:
         return max(float(task["end"]) for tasks in ranks for task in tasks)
 
     # The shortest of some calls: the one in which nothing else ran on the machine.
-    traces = {
-        way: min((pair.trace(PICTURE_PROBLEM, way) for _ in range(40)), key=length) for way in ("separate", "fused")
-    }
+    traces = {way: min((pair.trace(PICTURE.name, way) for _ in range(40)), key=length) for way in ("separate", "fused")}
     colors = {"product": "#4c78a8", "communication": "#f58518"}
     figure, axes = pyplot.subplots(2, 1, sharex=True, figsize=(9, 4.2), layout="constrained")
     lanes = [f"rank {rank} {kind}" for rank in range(RANKS) for kind in colors]

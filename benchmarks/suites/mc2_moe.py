@@ -6,6 +6,7 @@ Also runs by itself, from the repository's root: ``python -m benchmarks.suites.m
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -13,15 +14,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from ..harness import Case, Settings
 
 RANKS, EXPERTS, TOP_K, HIDDEN = 2, 64, 8, 7168
-TOKENS = {"decode": 8, "prefill": 512}
+#: Name -> tokens of each rank and the type in which they travel to the experts; int8 has a scale for each token.
+PROBLEMS = {
+    "decode": (8, "bfloat16"),
+    "prefill": (512, "bfloat16"),
+    "prefill float16": (512, "float16"),
+    "decode int8": (8, "int8"),
+    "prefill int8": (512, "int8"),
+}
 
 
 class Pair:
@@ -43,11 +54,11 @@ class Pair:
             for rank in range(RANKS)
         ]
 
-    def seconds(self, way: str, tokens: int, calls: int) -> float:
+    def seconds(self, problem: str, way: str, calls: int) -> float:
         """Time of one dispatch and combine, the mean of `calls` in a row, on the slowest rank."""
         for process in self._processes:
             assert process.stdin is not None
-            process.stdin.write(f"{way} {tokens} {calls}\n")
+            process.stdin.write(json.dumps([problem, way, calls]) + "\n")
             process.stdin.flush()
         times = []
         for process in self._processes:
@@ -68,95 +79,176 @@ class Pair:
         self._folder.cleanup()
 
 
-def composed(x: Any, ids: Any, weights: Any) -> Any:
-    """The same from sorting, indexing and all_to_all_single; the host has to know the numbers of rows."""
-    import torch
-    import torch.distributed as dist
+@dataclass(frozen=True)
+class Inputs:
+    """What a rank brings."""
 
-    tokens = x.shape[0]
-    flat = ids.flatten()
-    order = flat.argsort(stable=True)
-    sent = torch.bincount(flat, minlength=EXPERTS)
-    received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent)
-    input_splits = sent.view(RANKS, -1).sum(1).tolist()
-    output_splits = received.view(RANKS, -1).sum(1).tolist()
-    rows = x.index_select(0, order // TOP_K)
-    arrived = x.new_empty((sum(output_splits), HIDDEN))
-    dist.all_to_all_single(arrived, rows, output_splits, input_splits)
-    local = torch.arange(EXPERTS // RANKS, device=x.device).repeat(RANKS).repeat_interleave(received)
-    by_expert = local.argsort(stable=True)
-    expert_rows = arrived.index_select(0, by_expert)
-    # The experts would work here.
-    back = torch.empty_like(arrived)
-    back[by_expert] = expert_rows
-    returned = torch.empty_like(rows)
-    dist.all_to_all_single(returned, back, input_splits, output_splits)
-    slots = torch.empty_like(returned)
-    slots[order] = returned
-    return (slots.view(tokens, TOP_K, HIDDEN).float() * weights[..., None]).sum(1).to(x.dtype)
+    x: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
+    is_quantised: bool
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """Rows by expert, their scales if they are int8, and what the way back needs to know."""
+
+    rows: torch.Tensor
+    scales: torch.Tensor | None
+    way_back: tuple
+
+
+class Fused:
+    """The operators."""
+
+    def __init__(self, name: str, rank: int) -> None:
+        self._where = (name, RANKS, rank, EXPERTS)
+
+    def dispatch(self, given: Inputs) -> Arrived:
+        """Rows to the ranks of their experts."""
+        import torch
+
+        mode = 2 if given.is_quantised else 0
+        results = torch.ops.npu.npu_moe_distribute_dispatch_v2(given.x, given.ids, *self._where, quant_mode=mode)
+        return Arrived(results[0], results[1] if given.is_quantised else None, (results[2], results[4]))
+
+    def combine(self, rows: torch.Tensor, way_back: tuple, given: Inputs) -> torch.Tensor:
+        """And back."""
+        import torch
+
+        return torch.ops.npu.npu_moe_distribute_combine_v2(rows, given.ids, *way_back, given.weights, *self._where)
+
+
+class Composed:
+    """The same from sorting, gathering and all_to_all_single; the host has to know the numbers of rows."""
+
+    def dispatch(self, given: Inputs) -> Arrived:
+        """Rows to the ranks of their experts."""
+        import torch
+        import torch.distributed as dist
+
+        flat = given.ids.flatten()
+        order = flat.argsort(stable=True)
+        sent = torch.bincount(flat, minlength=EXPERTS)
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent)
+        splits = sent.view(RANKS, -1).sum(1).tolist(), received.view(RANKS, -1).sum(1).tolist()
+        local = torch.arange(EXPERTS // RANKS, device=sent.device).repeat(RANKS).repeat_interleave(received)
+        by_expert = local.argsort(stable=True)
+
+        def exchanged(tokens: torch.Tensor) -> torch.Tensor:
+            target = tokens.new_empty((sum(splits[1]), *tokens.shape[1:]))
+            dist.all_to_all_single(target, tokens.index_select(0, order // TOP_K), splits[1], splits[0])
+            return target.index_select(0, by_expert)
+
+        way_back = (inverse(by_expert), inverse(order), splits)
+        if not given.is_quantised:
+            return Arrived(exchanged(given.x), None, way_back)
+        values = given.x.float()
+        largest = values.abs().amax(1)
+        steps = torch.full_like(largest, 127).div_(largest)  # 127 / largest would round twice
+        quantised = values.mul_(steps[:, None]).round_().to(torch.int8)
+        return Arrived(exchanged(quantised), exchanged(largest / 127), way_back)
+
+    def combine(self, rows: torch.Tensor, way_back: tuple, given: Inputs) -> torch.Tensor:
+        """And back."""
+        import torch
+        import torch.distributed as dist
+
+        as_arrived, as_sent, splits = way_back
+        returned = rows.new_empty((len(as_sent), HIDDEN))
+        dist.all_to_all_single(returned, rows.index_select(0, as_arrived), splits[0], splits[1])
+        slots = returned.index_select(0, as_sent).view(-1, TOP_K, HIDDEN)
+        return torch.bmm(given.weights[:, None], slots.float()).squeeze(1).to(rows.dtype)
+
+
+def inverse(order: torch.Tensor) -> torch.Tensor:
+    """The permutation that undoes `order`: rows are gathered by it faster than they are scattered by the other."""
+    import torch
+
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+
+
+def ways_of(problem: str, name: str, rank: int) -> dict[str, Callable]:
+    """Make the tensors of a problem and see that both ways give the same; return what to call for each."""
+    import torch
+
+    tokens, kind = PROBLEMS[problem]
+    dtype = torch.float16 if kind == "float16" else torch.bfloat16
+    generator = torch.Generator().manual_seed(rank)
+    ids = torch.rand(tokens, EXPERTS, generator=generator).topk(TOP_K).indices.int()
+    weights = torch.rand(tokens, TOP_K, generator=generator).softmax(1)
+    x = torch.randn(tokens, HIDDEN, generator=generator).to(dtype)
+    given = Inputs(x.npu(), ids.npu(), weights.npu(), kind == "int8")
+
+    def way(operators: Fused | Composed) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+        first = operators.dispatch(given)
+        # The experts, which would work here, give what they got; what they do to int8 rows is not measured.
+        results = first.rows
+        if first.scales is not None:
+            results = (first.rows * first.scales[:, None]).to(dtype)
+
+        def run() -> torch.Tensor:
+            arrived = operators.dispatch(given)
+            return operators.combine(results if given.is_quantised else arrived.rows, arrived.way_back, given)
+
+        return run(), run
+
+    (fast, fused), (slow, composed) = way(Fused(name, rank)), way(Composed())
+    # Both sum in float32 and round once: they differ by one unit of the last place at most.
+    torch.testing.assert_close(fast, slow, rtol=torch.finfo(dtype).eps, atol=1e-5)
+    return {"fused": fused, "composed": composed}
 
 
 def work(rank: int, store: str) -> None:
-    """Serve one rank: answer each "way tokens calls" on stdin with the seconds it took."""
+    """Serve one rank: answer each [problem, way, calls] on stdin with the seconds it took."""
     import torch
     import torch.distributed as dist
 
     torch.npu.set_device(rank)
     dist.init_process_group("hccl", store=dist.FileStore(store, RANKS), rank=rank, world_size=RANKS)
     name = dist.group.WORLD._get_backend(torch.device("npu")).get_hccl_comm_name(rank)
-    where = (name, RANKS, rank, EXPERTS)
-
-    def fused(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        rows, _, assist, _, counts, _, _ = torch.ops.npu.npu_moe_distribute_dispatch_v2(x, ids, *where)
-        return torch.ops.npu.npu_moe_distribute_combine_v2(rows, ids, assist, counts, weights, *where)
-
-    ways: dict[str, Callable[..., torch.Tensor]] = {"fused": fused, "composed": composed}
-    inputs: dict[int, tuple[torch.Tensor, ...]] = {}
+    ways: dict[str, dict[str, Callable]] = {}
     for line in sys.stdin:
-        way, tokens, calls = line.split()[0], *map(int, line.split()[1:])
-        if tokens not in inputs:
-            generator = torch.Generator().manual_seed(rank)
-            ids = torch.rand(tokens, EXPERTS, generator=generator).topk(TOP_K).indices.int()
-            weights = torch.rand(tokens, TOP_K, generator=generator).softmax(1)
-            x = torch.randn(tokens, HIDDEN, generator=generator).bfloat16()
-            inputs[tokens] = (x.npu(), ids.npu(), weights.npu())
-            fast, slow = fused(*inputs[tokens]), composed(*inputs[tokens])
-            torch.testing.assert_close(fast, slow, rtol=2**-7, atol=1e-5)
-        run = ways[way]
+        problem, way, calls = json.loads(line)
+        if problem not in ways:
+            ways[problem] = ways_of(problem, name, rank)
+        run = ways[problem][way]
         torch.npu.synchronize()
         dist.barrier()
         begin = time.perf_counter()
         for _ in range(calls):
-            run(*inputs[tokens])
+            run()
         torch.npu.synchronize()
         print(time.perf_counter() - begin, flush=True)
     dist.destroy_process_group()
 
 
-def calls_for(tokens: int) -> int:
+def calls_for(problem: str) -> int:
     """Calls of a sample."""
-    return max(2, 256 // tokens)
+    return max(2, 256 // PROBLEMS[problem][0])
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    """One case per number of tokens."""
+    """One case per problem."""
     from ..harness import Case
 
     pair = Pair()
     try:
-        for name, tokens in TOKENS.items():
-            if settings.quick and name != "decode":
+        for problem, (tokens, kind) in PROBLEMS.items():
+            if settings.quick and not problem.startswith("decode"):
                 continue
-            calls = calls_for(tokens)
+            calls = calls_for(problem)
+            size = 2 if kind != "int8" else 1.5  # bytes of a number, the mean of both directions
             yield Case(
-                name=f"{name}: {tokens} tokens x {HIDDEN} bfloat16, {EXPERTS} experts, top {TOP_K}, {RANKS} processes",
-                subject=partial(pair.seconds, "fused", tokens, calls),
-                baseline=partial(pair.seconds, "composed", tokens, calls),
-                bytes_moved=2.0 * tokens * TOP_K * HIDDEN * 2,
+                name=f"{problem.split()[0]}: {tokens} tokens x {HIDDEN} {kind}, {EXPERTS} experts, top {TOP_K}, "
+                f"{RANKS} processes",
+                subject=partial(pair.seconds, problem, "fused", calls),
+                baseline=partial(pair.seconds, problem, "composed", calls),
+                bytes_moved=2.0 * tokens * TOP_K * HIDDEN * size,
                 self_timed=True,
                 allocators=("default",),
-                note="dispatch and combine; baseline = all_to_all_single and indexing on npu",
+                note="dispatch and combine; baseline = all_to_all_single and gathering on npu",
             )
     finally:
         pair.close()
@@ -174,18 +266,18 @@ def main() -> None:
 
     pair = Pair()
     try:
-        for name, tokens in TOKENS.items():
-            calls = calls_for(tokens)
+        for problem in PROBLEMS:
+            calls = calls_for(problem)
             times: dict[str, list[float]] = {"fused": [], "composed": []}
             for way in times:
-                pair.seconds(way, tokens, calls)  # allocates, fills the caches
+                pair.seconds(problem, way, calls)  # allocates, fills the caches
             for turn in range(options.samples):
                 for way in sorted(times, reverse=turn % 2 == 1):
-                    times[way].append(pair.seconds(way, tokens, calls))
+                    times[way].append(pair.seconds(problem, way, calls))
             medians = {way: statistics.median(values) * 1e3 for way, values in times.items()}
             best = {way: min(values) * 1e3 for way, values in times.items()}
             print(
-                f"{name:>8}  fused {medians['fused']:8.3f} ms (best {best['fused']:8.3f})   "
+                f"{problem:>16}  fused {medians['fused']:8.3f} ms (best {best['fused']:8.3f})   "
                 f"composed {medians['composed']:8.3f} ms (best {best['composed']:8.3f})   "
                 f"{medians['composed'] / medians['fused']:5.2f}x",
                 flush=True,

@@ -1,4 +1,6 @@
-"""Random collectives and messages over overlapping groups for a long time; every result is checked, nothing may grow.
+"""Random collectives, messages and fused operators over overlapping groups for a long time.
+
+Every result is checked, nothing may grow.
 
     python packages/npu-distributed/tests/soak.py --calls 20000 --groups 3 --ranks 2 --seed 7
 
@@ -34,6 +36,7 @@ from hccl_testing.reference import (
     pool,
     reduced,
 )
+from mc2_reference import comm_name
 
 CHUNK = 500
 MOST_PENDING = 8
@@ -235,6 +238,83 @@ def message(program: Program, draw: random.Random, members: list[int], group: di
     return [], lambda: None
 
 
+def whole_numbers(shape: tuple[int, ...], seed: str, dtype: torch.dtype, largest: int = 2) -> torch.Tensor:
+    """Small ones: their products and sums are exact in float32, and so is what the operators make of them."""
+    generator = torch.Generator().manual_seed(random.Random(seed).randrange(1 << 60))
+    return torch.randint(-largest, largest + 1, shape, generator=generator).to(dtype)
+
+
+def mm_all_reduce(program: Program, draw: random.Random, members: list[int], group: dist.ProcessGroup):
+    """Products, summed over the ranks; sometimes in several tiles."""
+    dtype, salt = draw.choice((torch.float16, torch.bfloat16, torch.int8)), draw.randrange(1000)
+    # Of few shapes: the library that multiplies bfloat16 keeps its code for each of the last thousand.
+    rows, inner, columns = draw.choice((1, 7, 32, 77)), draw.choice((1, 16, 59)), draw.choice((3, 40, 89))
+    if draw.random() < 0.04:
+        rows, columns = draw.choice((950, 1100)), 1300
+    shapes = (rows, inner), (inner, columns)
+
+    def operands(of: int) -> list[torch.Tensor]:
+        return [whole_numbers(shape, f"{salt} {of} {i}", dtype) for i, shape in enumerate(shapes)]
+
+    x, weight = operands(program.rank)
+    scales = {"dequant_scale": torch.tensor([0.5]).npu()} if dtype == torch.int8 else {}
+    name = comm_name(program.rank, group)
+    result = torch.ops.npu.npu_mm_all_reduce_base(x.npu(), weight.npu(), name, **scales)
+
+    def check() -> None:
+        total = torch.zeros(rows, columns)
+        for of in members:
+            x, weight = operands(of)
+            total += x.float() @ weight.float()
+        expected = (total * 0.5).half() if dtype == torch.int8 else total.to(dtype)
+        assert_same(result, expected, f"mm_all_reduce {rows} x {inner} x {columns} {dtype}", signed_zero=False)
+
+    return [], check
+
+
+def to_experts_and_back(program: Program, draw: random.Random, members: list[int], group: dist.ProcessGroup):
+    """Dispatch, experts that multiply by their number, and combine."""
+    size, own, salt = len(members), members.index(program.rank), draw.randrange(1000)
+    tokens, hidden, dtype = [draw.randrange(40) for _ in members], draw.randrange(1, 600), torch.bfloat16
+    local = draw.randrange(1, 4)
+    experts = local * size
+    top = draw.randrange(1, min(4, experts) + 1)
+    suffix = draw.choice(("", "_v2"))
+
+    def tensors(of: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        seed = f"{salt} {of}"
+        ids = whole_numbers((tokens[of], experts), seed + " ids", torch.float32, 1 << 20).argsort(1)[:, :top].int()
+        weights = 2.0 ** whole_numbers((tokens[of], top), seed + " weights", torch.float32)
+        return whole_numbers((tokens[of], hidden), seed, dtype), ids, weights
+
+    x, ids, weights = (tensor.npu() for tensor in tensors(own))
+    where = (comm_name(program.rank, group), size, own, experts)
+    batch = {"global_bs": size * max(1, *tokens)}
+    npu = torch.ops.npu
+    results = getattr(npu, f"npu_moe_distribute_dispatch{suffix}")(x, ids, *where, **batch)
+    sums = results[3].cumsum(0)
+    number = torch.searchsorted(sums, torch.arange(len(results[0]), device="npu"), right=True) + own * local + 1
+    rows = results[0] * number[:, None].to(dtype)
+    combine = getattr(npu, f"npu_moe_distribute_combine{suffix}")
+    result = combine(rows, ids, results[2], results[4], weights, *where, **batch)
+
+    def check() -> None:
+        what = f"experts{suffix}, {tokens} tokens x {hidden}, {local} experts per rank, top {top}"
+        inputs = [tensors(of) for of in range(size)]
+        arrived = [
+            given[0][(given[1] == expert).any(1)]
+            for expert in range(own * local, (own + 1) * local)
+            for given in inputs
+        ]
+        count = sum(map(len, arrived))
+        assert_same_copy(results[0][:count], torch.cat(arrived), f"dispatch of {what}")
+        x, ids, weights = inputs[own]
+        expected = x.float() * ((ids + 1) * weights).sum(1, keepdim=True)
+        assert_same(result, expected.to(dtype), f"combine of {what}", signed_zero=False)
+
+    return [], check
+
+
 def objects(program: Program, draw: random.Random, members: list[int], group: dist.ProcessGroup):
     texts = [f"{r} " * draw.randrange(1, 3000) for r in members]
     gathered: list[str | None] = [None] * len(members)
@@ -258,6 +338,8 @@ CALLS: dict[str, tuple[int, Callable]] = {
     "scatters with gathers": (6, scatter_and_gather),
     "rings": (8, ring),
     "messages": (8, message),
+    "fused products": (6, mm_all_reduce),
+    "experts": (4, to_experts_and_back),
     "objects": (1, objects),
     "barriers": (1, barrier),
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 torch_npu = pytest.importorskip("torch_npu")
 
-SIZES = (1, 2, 4)
+SIZES = (1, 2, 3, 4)
 
 
 def counts_of(rank: int, size: int, experts: int, seed: int) -> tuple[list[int], list[int]]:

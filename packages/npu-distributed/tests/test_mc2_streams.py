@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
+from hccl_testing.trace import Trace
 from mc2_reference import comm_name
 
 torch_npu = pytest.importorskip("torch_npu")
@@ -150,6 +153,64 @@ def late_peer(rank: int, size: int) -> bool:
     return waiting
 
 
+def tiled_calls(name: str, size: int) -> dict[str, Callable[[], object]]:
+    """Calls whose data is large enough for several steps of communication."""
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=dtype, device="npu")
+
+    x, weight, narrow = zeros(1600, 1024), zeros(1024, 2048), zeros(1024, 8)
+    integers, wide = zeros(2400, 8, dtype=torch.int8), zeros(8, 2048, dtype=torch.int8)
+    scale, steps = torch.ones(1, device="npu"), torch.ones(2048, device="npu").half()
+    experts, share = zeros(2, 1024, 8), [1600 // (2 * size)] * (2 * size)
+    local = {"mm_x": x, "mm_weight": narrow}
+    npu = torch.ops.npu
+    return {
+        "npu_mm_all_reduce_base": lambda: npu.npu_mm_all_reduce_base(x, weight, name),
+        "npu_mm_all_reduce_base of int8": lambda: npu.npu_mm_all_reduce_base(integers, wide, name, dequant_scale=scale),
+        "npu_mm_all_reduce_base over int8": lambda: npu.npu_mm_all_reduce_base(
+            integers, wide, name, dequant_scale=scale, comm_quant_scale_1=steps, comm_quant_scale_2=steps
+        ),
+        "npu_mm_reduce_scatter_base": lambda: npu.npu_mm_reduce_scatter_base(x, weight, name, size),
+        "npu_all_gather_base_mm": lambda: npu.npu_all_gather_base_mm(x, narrow, name, size),
+        "npu_alltoallv_gmm": lambda: npu.npu_alltoallv_gmm(x, experts, name, size, share, share, **local),
+        "npu_gmm_alltoallv": lambda: npu.npu_gmm_alltoallv(x, experts, name, size, share, share, **local),
+    }
+
+
+def alone_with_tiles(rank: int, size: int, case: str, products: int) -> tuple[int, str] | None:
+    """Rank 1 comes when rank 0 has ended `products` products, or has tried to for long.
+
+    Returns, on rank 0, how many products had ended by then, and the order in which the call submitted its products (p)
+    and its steps of communication (c).
+    """
+    call = tiled_calls(comm_name(rank), size)[case]
+    call()
+    torch.npu.synchronize()
+    dist.barrier()
+    store, key = dist.distributed_c10d._get_default_store(), f"{case}: rank 0 has computed what it can"
+    if rank == 1:
+        store.wait([key], PATIENCE)
+        call()
+        torch.npu.synchronize()
+        return None
+    current = torch.npu.current_stream().stream_id
+    deadline = time.monotonic() + PATIENCE.total_seconds() / 4
+    with Trace() as trace:
+
+        def kinds() -> str:
+            """Of the tasks that have ended."""
+            return "".join("p" if one.stream_id == current else "c" for one in trace.ended() if b"mm" in one.name)
+
+        call()
+        while (alone := kinds().count("p")) < products and time.monotonic() < deadline:
+            time.sleep(0.001)
+        store.set(key, "now")
+        torch.npu.synchronize()
+        submitted = kinds()
+    return alone, submitted
+
+
 def results_are_detached(rank: int, size: int) -> None:
     name = comm_name(rank)
     x = torch.randn(2 * size, 3, device="npu").half().requires_grad_()
@@ -225,6 +286,30 @@ def test_streams_of_the_caller(ranks) -> None:
 
 def test_the_host_does_not_wait(ranks) -> None:
     assert ranks(2).run(late_peer)[0], "rank 0 had results before rank 1 came"
+
+
+@pytest.mark.parametrize(
+    ("case", "products", "order"),
+    [
+        ("npu_mm_all_reduce_base", 2, "c*pc+pc+"),
+        ("npu_mm_all_reduce_base of int8", 2, "c*pc+pc+"),
+        ("npu_mm_all_reduce_base over int8", 2, "c*pc+pc+"),
+        ("npu_mm_reduce_scatter_base", 2, "c*pc+pc+"),
+        ("npu_all_gather_base_mm", 1, "cc+pp"),
+        ("npu_alltoallv_gmm", 1, "cc+ppp"),
+        ("npu_gmm_alltoallv", 3, "c*pc+pc+p"),
+    ],
+)
+def test_products_and_communication_overlap(ranks, case: str, products: int, order: str) -> None:
+    """Neither waits for the other without need, whatever the speed of the machine.
+
+    Products that need nothing of a peer end before there is one, though a step of communication is under way: they do
+    not wait for it.  A step that was submitted before a product does not wait for that product: a stream waits only for
+    what was submitted before.
+    """
+    alone, submitted = ranks(2).run(alone_with_tiles, case, products)[0]
+    assert alone == products, f"{alone} products of {submitted} ended without the peer"
+    assert re.fullmatch(order, submitted), submitted
 
 
 def test_results_are_detached(ranks) -> None:
