@@ -40,11 +40,16 @@ def fake(function: Function) -> Function:
 
     It gets what the operator gets and returns empty tensors (``x.new_empty(...)``) of the shapes and dtypes that the
     operator returns, symbolic sizes included.  It needs no process group, so it ignores the communicator's name.
+
+    All ranks have to make the same calls in the same order, so compiled code must keep each call, also one whose
+    results it does not use, and the order of calls: the operator gets an ordered effect.
     """
     import torch
+    from torch._library.effects import EffectType
 
     torch.library.register_fake(f"npu::{function.__name__}", function)
     packet = getattr(torch.ops.npu, function.__name__)
+    torch.library._register_effectful_op(packet.default, EffectType.ORDERED)
     packet.__doc__ = function.__doc__
     packet.__wrapped__ = function  # inspect.signature() follows it
     return function
