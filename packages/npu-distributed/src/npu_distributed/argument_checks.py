@@ -38,7 +38,7 @@ def check(condition: Any, op: str, argument: str, message: str | Callable[[], st
     torch._check(condition, lambda: f"{op}: argument {argument}: {message() if callable(message) else message}")
 
 
-def check_sizes(op: str, argument: str, tensor: Tensor, shape: Sequence[Any], message: Callable[[], str]) -> None:
+def check_sizes(op: str, argument: str, tensor: Tensor, shape: Sequence[Any], message: str | Callable[[], str]) -> None:
     """Check that `tensor` has `shape`."""
     check(tensor.dim() == len(shape), op, argument, message)
     for got, expected in zip(tensor.shape, shape, strict=True):

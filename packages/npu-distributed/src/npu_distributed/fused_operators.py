@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any, TypeVar
 
-__all__ = ["FAMILIES", "OPERATORS", "check", "fake"]
+__all__ = ["FAMILIES", "OPERATORS", "fake"]
 
 #: Module of this package -> operators in ``torch.ops.npu``.
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -53,13 +53,3 @@ def fake(function: Function) -> Function:
     packet.__doc__ = function.__doc__
     packet.__wrapped__ = function  # inspect.signature() follows it
     return function
-
-
-def check(condition: Any, op: str, argument: str, message: str | Callable[[], str]) -> None:
-    """Raise the RuntimeError that the kernel raises for the same mistake, for fake kernels.
-
-    `condition` may be symbolic.
-    """
-    import torch
-
-    torch._check(condition, lambda: f"{op}: argument {argument}: {message() if callable(message) else message}")

@@ -53,14 +53,10 @@ def check_scaled_operands(
         lambda: f"expected {type_name(dtype)} like self, but got {type_name(x2.dtype)}",
     )
     if bias is not None:
-        check_sizes(
-            op, "bias", bias, [columns], lambda: f"expected the shape [{columns}], but got {list(bias.shape)}"
-        )
+        check_sizes(op, "bias", bias, [columns], lambda: f"expected the shape [{columns}], but got {list(bias.shape)}")
         expected = (torch.int32, torch.float32, *_FLOATS) if is_int8 else (dtype,)
         wanted = "int32, float32, float16 or bfloat16" if is_int8 else "the type of self"
-        check(
-            bias.dtype in expected, op, "bias", lambda: f"expected {wanted}, but got {type_name(bias.dtype)}"
-        )
+        check(bias.dtype in expected, op, "bias", lambda: f"expected {wanted}, but got {type_name(bias.dtype)}")
     if x2_scale is not None:
         _check_x2_scale(op, x2_scale, columns, output_dtype)
     check(
@@ -268,7 +264,7 @@ class ReducedOperands:
                 continue
             shape = [(depth + group - 1) // group, columns]
             text = f"expected the shape [ceil(k / antiquant_group_size), n] = {shape}, but got {list(tensor.shape)}"
-            check_sizes(op, name, tensor, shape, lambda text=text: text)
+            check_sizes(op, name, tensor, shape, text)
 
     def _check_full_quant(self) -> None:
         op, scale, pertoken = self.op, self.dequant_scale, self.pertoken_scale
@@ -392,9 +388,7 @@ class GroupedOperands:
 
     def _check_type(self, name: str, tensor: Tensor) -> None:
         wanted, got = type_name(self.gmm_x.dtype), type_name(tensor.dtype)
-        check(
-            tensor.dtype == self.gmm_x.dtype, self.op, name, lambda: f"expected {wanted} like gmm_x, but got {got}"
-        )
+        check(tensor.dtype == self.gmm_x.dtype, self.op, name, lambda: f"expected {wanted} like gmm_x, but got {got}")
 
     def _check_counts(self, name: str, counts: Sequence[Any]) -> None:
         ranks, experts = self.ep_world_size, self.gmm_weight.size(0)
