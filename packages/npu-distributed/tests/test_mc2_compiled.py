@@ -29,6 +29,7 @@ def barrier_only(rank: int, size: int, backend: str) -> list[float]:
 
     torch._dynamo.reset()
     compiled = torch.compile(step, backend=backend, fullgraph=True)
+    compiled(x)
     sums = []
     for compiling in range(size):
         result = (compiled if rank == compiling else step)(x)
@@ -117,4 +118,5 @@ def used_in_any_order(rank: int, size: int, backend: str, seeds: list[int]) -> N
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_order_of_calls_is_kept(ranks, backend: str) -> None:
-    ranks(2).run(used_in_any_order, backend, list(range(4)), timeout=300)
+    # Without the dependencies that are added to Inductor's, these seeds reorder calls.
+    ranks(2).run(used_in_any_order, backend, [2, 4], timeout=300)

@@ -65,7 +65,7 @@ def check_dtype_number(op: str, name: str, number: int | None, accepted: tuple[t
     return dtype
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class Placement:
     """Where the experts of a call live: ``MoeGroupArguments`` and ``MoePlacement``."""
 
@@ -206,7 +206,7 @@ def check_algorithm(op: str, comm_alg: str) -> None:
     )
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class DispatchArguments:
     """What dispatch sends and how: ``DispatchArguments`` of ``moe_dispatch_ops.cpp``."""
 
@@ -325,7 +325,7 @@ class DispatchArguments:
             check_shape(op, "scales", scales, self.placement.experts + self.placement.shared, self.x.size(1))
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class CombineArguments:
     """What combine adds up: ``CombineArguments`` of ``moe_combine_ops.cpp``."""
 

@@ -116,7 +116,7 @@ def check_inner(op: str, name: str, columns: Any, x2: Tensor) -> None:
     )
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class ReducedOperands:
     """What npu_mm_all_reduce_base multiplies, adds and scales: ``Operands`` of ``mm_all_reduce.cpp``."""
 
@@ -325,7 +325,7 @@ class ReducedOperands:
             check(tensor.dtype == self.dtype, op, name, text)
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class GroupedOperands:
     """The arguments of both operators with experts' products: ``Arguments`` of ``alltoallv_gmm.cpp``."""
 
