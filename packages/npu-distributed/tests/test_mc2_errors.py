@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from mc2_reference import comm_name
+from torch._subclasses import FakeTensorMode
 
 torch_npu = pytest.importorskip("torch_npu")
 
@@ -40,6 +41,8 @@ def mistakes(name: str) -> list[tuple[str, tuple, dict[str, Any], str]]:
             (op, (x, w, "nobody", 2), {}, 'no communicator "nobody"'),
             (op, (x, w, "", 2), {}, "1 to 127 characters"),
             (op, (x, w, "n" * 128, 2), {}, "1 to 127 characters"),
+            (op, (x, w, name, 0), {}, "world_size: expected a positive number, but got 0"),
+            (op, (x, w, name, -1), {}, "world_size: expected a positive number, but got -1"),
             (op, (x, w, name, 2), {"comm_turn": 1}, "comm_turn: expected 0"),
             (op, (x, w, name, 2), {"comm_mode": "ccu"}, 'comm_mode: expected None, "ai_cpu" or "aiv", but got "ccu"'),
             (op, (x, tensor(6, 5, dtype=torch.bfloat16), name, 2), {}, "x2: expected Half like self"),
@@ -168,6 +171,19 @@ def mistakes(name: str) -> list[tuple[str, tuple, dict[str, Any], str]]:
             )
             for group in (-32, 31, 96, 128)
         ),
+        *(
+            (
+                REDUCE,
+                (*matrices, name),
+                {"antiquant_group_size": group, **scales},
+                "antiquant_group_size: expected 0 or a",
+            )
+            for group in (7, -1, 96)
+            for matrices, scales in (
+                ((wide_x, tensor(96, 5)), {}),
+                ((tensor(4, 96, dtype=torch.int8), wide_w), {"dequant_scale": scale}),
+            )
+        ),
         (
             REDUCE,
             (wide_x, wide_w, name),
@@ -207,22 +223,27 @@ def mistakes(name: str) -> list[tuple[str, tuple, dict[str, Any], str]]:
     cases += [
         ("_npu_distribute_barrier", (x, "nobody", 2), {}, 'no communicator "nobody"'),
         ("_npu_distribute_barrier", (x, name, 1), {}, "world size 1 is not the size"),
+        ("_npu_distribute_barrier", (x, name, -1), {}, "world_size: expected a positive number, but got -1"),
     ]
     return cases
 
 
+def expect_error(op: str, arguments: tuple, options: dict[str, Any], text: str) -> None:
+    try:
+        getattr(torch_npu, op)(*arguments, **options)
+    except RuntimeError as error:
+        message = str(error).splitlines()[0]
+        assert op in message and re.search(text, message), f"{op}, expected {text}: {message}"
+        kind = NotImplementedError if "not support" in text or "x1_dtype" in text else RuntimeError
+        assert type(error) is kind, (op, text, type(error))
+    else:
+        raise AssertionError(f"{op} accepted {options} (expected: {text})")
+
+
 def every_mistake(rank: int, size: int) -> int:
     cases = mistakes(comm_name(rank))
-    for place, (op, arguments, options, text) in enumerate(cases):
-        try:
-            getattr(torch_npu, op)(*arguments, **options)
-        except RuntimeError as error:
-            message = str(error).splitlines()[0]
-            assert op in message and re.search(text, message), f"case {place}, {op}, expected {text}: {message}"
-            kind = NotImplementedError if "not support" in text or "x1_dtype" in text else RuntimeError
-            assert type(error) is kind, (place, type(error))
-        else:
-            raise AssertionError(f"case {place}: {op} accepted {options} (expected: {text})")
+    for case in cases:
+        expect_error(*case)
     # The group still works, and nobody has waited for anybody.
     x = tensor(4, 6)
     result = torch_npu.npu_mm_all_reduce_base(x, tensor(6, 5), comm_name(rank))
@@ -233,3 +254,16 @@ def every_mistake(rank: int, size: int) -> int:
 def test_mistakes(ranks) -> None:
     first, second = ranks(2).run(every_mistake)
     assert first == second > 100
+
+
+# What a fake kernel cannot know: the communicator, and the device that it is on.
+UNKNOWN_TO_FAKES = ("world size", "communicator", "characters", "on npu", "CPU tensors")
+
+
+def test_mistakes_of_fakes() -> None:
+    """What a kernel refuses the fake kernel refuses as well, with the same text."""
+    with FakeTensorMode():
+        cases = [case for case in mistakes("nobody") if not any(word in case[3] for word in UNKNOWN_TO_FAKES)]
+        assert len(cases) > 100
+        for case in cases:
+            expect_error(*case)

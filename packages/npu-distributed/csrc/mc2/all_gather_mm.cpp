@@ -67,6 +67,7 @@ std::tuple<at::Tensor, at::Tensor> AllGatherMm(const at::Tensor& self, const at:
   MC2_CHECK(gather_index == 0 || gather_index == 1, kOp, "gather_index", "expected 0 or 1, but got ", gather_index);
   CheckCommTurn(kOp, comm_turn);
   CheckCommMode(kOp, comm_mode);
+  CheckWorldSize(kOp, "world_size", world_size);
   MC2_CHECK(gather_index == 1 || x2.size(0) == self.size(1), kOp, "x2", "expected ", self.size(1),
             " rows, as many as self has columns, but got ", x2.size(0));
   Communicator& communicator = RequireCommunicator(kOp, std::string(hcom), world_size);

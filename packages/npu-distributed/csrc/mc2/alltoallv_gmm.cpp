@@ -61,7 +61,7 @@ void Arguments::Check() const {
             gmm_weight.scalar_type());
   MC2_CHECK(gmm_weight.size(trans_gmm_weight ? 2 : 1) == gmm_x.size(1), op, "gmm_weight", "expected the shape ",
             weight_shape, " with H1 = ", gmm_x.size(1), ", the columns of gmm_x, but got ", gmm_weight.sizes());
-  MC2_CHECK(ep_world_size > 0, op, "ep_world_size", "expected a positive number, but got ", ep_world_size);
+  CheckWorldSize(op, "ep_world_size", ep_world_size);
   CheckCounts(op, "send_counts", send_counts, ep_world_size, experts());
   CheckCounts(op, "recv_counts", recv_counts, ep_world_size, experts());
   MC2_CHECK(Sent().Total() == gmm_x.size(0), op, "send_counts", "expected a sum of ", gmm_x.size(0),

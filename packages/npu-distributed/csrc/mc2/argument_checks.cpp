@@ -4,6 +4,10 @@
 
 namespace npu::distributed {
 
+void CheckWorldSize(const char* op, const char* argument, int64_t world_size) {
+  MC2_CHECK(world_size > 0, op, argument, "expected a positive number, but got ", world_size);
+}
+
 void CheckCommMode(const char* op, const std::optional<std::string_view>& comm_mode) {
   if (!comm_mode) return;
   MC2_CHECK(*comm_mode == "ai_cpu" || *comm_mode == "aiv", op, "comm_mode",

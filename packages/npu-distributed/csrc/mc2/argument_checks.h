@@ -17,6 +17,8 @@ using OptionalTensor = std::optional<at::Tensor>;
 inline bool Given(const OptionalTensor& tensor) { return tensor.has_value() && tensor->defined(); }
 inline at::Tensor OrUndefined(const OptionalTensor& tensor) { return Given(tensor) ? *tensor : at::Tensor(); }
 
+/// world_size is positive; RequireCommunicator compares it.
+void CheckWorldSize(const char* op, const char* argument, int64_t world_size);
 /// comm_mode is None, "ai_cpu" or "aiv"; it has no effect here.
 void CheckCommMode(const char* op, const std::optional<std::string_view>& comm_mode);
 /// comm_turn is 0.

@@ -69,6 +69,9 @@ void Operands::Check() const {
   MC2_CHECK(x1.size(-1) == k(), kOp, "x2", "expected ", x1.size(-1), " rows, as many as x1 has columns, but got ", k());
   const at::ScalarType type = x1.scalar_type();
   MC2_CHECK(IsFloat(type) || type == at::kChar, kOp, "x1", "expected float16, bfloat16 or int8, but got ", type);
+  const int64_t group = antiquant_group_size;
+  MC2_CHECK(group == 0 || (group % 32 == 0 && group >= 32 && group <= k() - 1), kOp, "antiquant_group_size",
+            "expected 0 or a multiple of 32 in [32, k - 1] with k = ", k(), ", but got ", group);
   if (full_quant()) {
     CheckFullQuant();
   } else if (weight_quant()) {
@@ -112,8 +115,6 @@ void Operands::CheckWeightQuant() const {
   MC2_CHECK(antiquant_scale.defined(), kOp, "antiquant_scale", "an int8 x2 beside x1 of type ", x1.scalar_type(),
             " needs it");
   const int64_t group = antiquant_group_size;
-  MC2_CHECK(group == 0 || (group % 32 == 0 && group >= 32 && group <= k() - 1), kOp, "antiquant_group_size",
-            "expected 0 or a multiple of 32 in [32, k - 1] with k = ", k(), ", but got ", group);
   const auto check = [&](const at::Tensor& tensor, const char* name) {
     if (!tensor.defined()) return;
     MC2_CHECK(tensor.scalar_type() == x1.scalar_type(), kOp, name, "expected ", x1.scalar_type(), " like x1, but got ",

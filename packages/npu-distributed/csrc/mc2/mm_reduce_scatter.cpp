@@ -24,6 +24,7 @@ at::Tensor MmReduceScatter(const at::Tensor& self, const at::Tensor& x2, c10::st
   CheckReduceOp(kOp, reduce_op);
   CheckCommTurn(kOp, comm_turn);
   CheckCommMode(kOp, comm_mode);
+  CheckWorldSize(kOp, "world_size", world_size);
   Communicator& communicator = RequireCommunicator(kOp, std::string(hcom), world_size);
   RequireDevice(kOp,
                 {{"self", self},

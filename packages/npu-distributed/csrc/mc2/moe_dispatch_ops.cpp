@@ -214,7 +214,7 @@ Outputs DispatchV1(const at::Tensor& x, const at::Tensor& expert_ids, c10::strin
   a.scales = scales;
   a.x_active_mask = x_active_mask;
   a.expert_scales = expert_scales;
-  a.quant_mode = quant_mode;
+  a.quant_mode = quant_mode == 0 && Given(scales) ? 1 : quant_mode;  // scales alone make rows int8 in this version
   a.global_bs = global_bs;
   a.expert_token_nums_type = expert_token_nums_type;
   return Dispatch(a);

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any, TypeVar
 
-__all__ = ["FAMILIES", "OPERATORS", "check", "fake"]
+__all__ = ["FAMILIES", "OPERATORS", "fake"]
 
 #: Module of this package -> operators in ``torch.ops.npu``.
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -40,21 +40,16 @@ def fake(function: Function) -> Function:
 
     It gets what the operator gets and returns empty tensors (``x.new_empty(...)``) of the shapes and dtypes that the
     operator returns, symbolic sizes included.  It needs no process group, so it ignores the communicator's name.
+
+    All ranks have to make the same calls in the same order, so compiled code must keep each call, also one whose
+    results it does not use, and the order of calls: the operator gets an ordered effect.
     """
     import torch
+    from torch._library.effects import EffectType
 
     torch.library.register_fake(f"npu::{function.__name__}", function)
     packet = getattr(torch.ops.npu, function.__name__)
+    torch.library._register_effectful_op(packet.default, EffectType.ORDERED)
     packet.__doc__ = function.__doc__
     packet.__wrapped__ = function  # inspect.signature() follows it
     return function
-
-
-def check(condition: Any, op: str, argument: str, message: str | Callable[[], str]) -> None:
-    """Raise the RuntimeError that the kernel raises for the same mistake, for fake kernels.
-
-    `condition` may be symbolic.
-    """
-    import torch
-
-    torch._check(condition, lambda: f"{op}: argument {argument}: {message() if callable(message) else message}")

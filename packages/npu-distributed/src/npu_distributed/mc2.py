@@ -11,41 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from npu_distributed.fused_operators import check, fake
-
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu, torch.float4_e2m1fn_x2)
-
-
-def _check_product(op: str, x: tuple[str, Tensor], weight: Tensor) -> None:
-    """Check the types and dims of ``x @ weight``."""
-    name, tensor = x
-    for argument, one in (x, ("x2", weight)):
-        if one.dtype in _FLOAT8:
-            raise NotImplementedError(
-                f"{op}: argument {argument}: float8 and float4 are not supported by this version; use float16, "
-                "bfloat16 or int8 tensors"
-            )
-    check(weight.dim() == 2, op, "x2", lambda: f"expected 2 dims [k, n], but got the shape {list(weight.shape)}")
-    check(tensor.dim() >= 2, op, name, lambda: f"expected 2 dims [m, k], but got the shape {list(tensor.shape)}")
-
-
-def _check_matrix(op: str, name: str, tensor: Tensor) -> None:
-    check(tensor.dim() == 2, op, name, lambda: f"expected 2 dims [m, k], but got the shape {list(tensor.shape)}")
-
-
-def _check_inner(op: str, name: str, columns: int, weight: Tensor) -> None:
-    check(
-        weight.size(0) == columns,
-        op,
-        "x2",
-        lambda: f"expected {columns} rows, as many as {name} has columns, but got {weight.size(0)}",
-    )
-
-
-def _scaled_type(self: Tensor, x2_scale: Tensor | None, output_dtype: torch.dtype | None) -> torch.dtype:
-    if x2_scale is None:
-        return self.dtype
-    return torch.float16 if x2_scale.dtype == torch.int64 else output_dtype or torch.bfloat16
+from npu_distributed.argument_checks import check, check_comm_mode, check_comm_turn, check_reduce_op, check_world_size
+from npu_distributed.fused_operators import fake
+from npu_distributed.product_arguments import GroupedOperands, ReducedOperands, check_inner, check_scaled_operands
 
 
 @fake
@@ -114,14 +82,16 @@ def npu_all_gather_base_mm(
         For float8 and float4 tensors.
     """
     op = "npu_all_gather_base_mm"
-    _check_product(op, ("self", self), x2)
-    _check_matrix(op, "self", self)
+    dtype = check_scaled_operands(op, self, x2, bias, x1_scale, x2_scale, output_dtype)
+    check(gather_index in (0, 1), op, "gather_index", lambda: f"expected 0 or 1, but got {gather_index}")
+    check_comm_turn(op, comm_turn)
+    check_comm_mode(op, comm_mode)
+    check_world_size(op, "world_size", world_size)
     if gather_index == 0:
-        _check_inner(op, "self", self.size(1), x2)
+        check_inner(op, "self", self.size(1), x2)
         gathered = [world_size * self.size(0), self.size(1)]
         rows = gathered[0]
     else:
-        check(gather_index == 1, op, "gather_index", lambda: f"expected 0 or 1, but got {gather_index}")
         gathered = [world_size * x2.size(0), x2.size(1)]
         check(
             self.size(1) == gathered[0],
@@ -130,7 +100,7 @@ def npu_all_gather_base_mm(
             lambda: f"expected {gathered[0]} columns, the rows of x2 on all ranks, but got {self.size(1)}",
         )
         rows = self.size(0)
-    output = self.new_empty([rows, x2.size(1)], dtype=_scaled_type(self, x2_scale, output_dtype))
+    output = self.new_empty([rows, x2.size(1)], dtype=dtype)
     return output, self.new_empty(gathered if gather_output else [0])
 
 
@@ -153,9 +123,10 @@ def npu_mm_reduce_scatter_base(
 
     Quantised, every rank's term is ``(self @ x2 + bias) * x1_scale * x2_scale``.  The bias of every rank counts.
 
-    Terms are summed in float32 in rank order, and the sum is rounded once.  Terms of float16 tensors and terms with
-    scales stay float32 until then.  Terms of bfloat16 tensors without scales are rounded to bfloat16 first: aten has no
-    product of bfloat16 matrices that gives float32 on the CPU, and one of float32 matrices takes 2.3 times as long.
+    Terms are summed in float32, those of a machine in rank order and then the machines' sums in their order, and the
+    result is rounded once.  Terms of float16 tensors and terms with scales stay float32 until then.  Terms of bfloat16
+    tensors without scales are rounded to bfloat16 first: aten has no product of bfloat16 matrices that gives float32 on
+    the CPU, and one of float32 matrices takes 2.3 times as long.
 
     Parameters
     ----------
@@ -197,17 +168,19 @@ def npu_mm_reduce_scatter_base(
         For float8 and float4 tensors.
     """
     op = "npu_mm_reduce_scatter_base"
-    _check_product(op, ("self", self), x2)
-    _check_matrix(op, "self", self)
-    _check_inner(op, "self", self.size(1), x2)
+    dtype = check_scaled_operands(op, self, x2, bias, x1_scale, x2_scale, output_dtype)
+    check_inner(op, "self", self.size(1), x2)
+    check_reduce_op(op, reduce_op)
+    check_comm_turn(op, comm_turn)
+    check_comm_mode(op, comm_mode)
+    check_world_size(op, "world_size", world_size)
     check(
         self.size(0) % world_size == 0,
         op,
         "self",
         lambda: f"expected a number of rows divisible by the {world_size} ranks, but got {self.size(0)}",
     )
-    shape = [self.size(0) // world_size, x2.size(1)]
-    return self.new_empty(shape, dtype=_scaled_type(self, x2_scale, output_dtype))
+    return self.new_empty([self.size(0) // world_size, x2.size(1)], dtype=dtype)
 
 
 @fake
@@ -242,10 +215,11 @@ def npu_mm_all_reduce_base(
     ``P = x1 @ ((x2 + antiquant_offset) * antiquant_scale) + bias + x3``, or with both int8
     ``P = (x1 @ x2 + bias) * dequant_scale * pertoken_scale[:, None] + x3``.  `bias` and `x3` of every rank count.
 
-    The terms P are summed in float32 in rank order, and the sum is rounded once.  P of float16 or of two int8 tensors
-    stays float32 until then.  P of bfloat16 tensors is rounded to bfloat16 first, with `bias` or `x3` (`x3` beside
-    `bias` is another rounding): aten has no product of bfloat16 matrices that gives float32 on the CPU, and one of
-    float32 matrices takes 2.3 times as long.  A dequantised `x2` is rounded once to the dtype of `x1`.
+    The terms P are summed in float32, those of a machine in rank order and then the machines' sums in their order, and
+    the result is rounded once.  P of float16 or of two int8 tensors stays float32 until then.  P of bfloat16 tensors is
+    rounded to bfloat16 first, with `bias` or `x3` (`x3` beside `bias` is another rounding): aten has no product of
+    bfloat16 matrices that gives float32 on the CPU, and one of float32 matrices takes 2.3 times as long.  A dequantised
+    `x2` is rounded once to the dtype of `x1`.
 
     Parameters
     ----------
@@ -305,62 +279,44 @@ def npu_mm_all_reduce_base(
             f"{op}: x1_dtype, x2_dtype, dequant_scale_dtype and pertoken_scale_dtype describe float8, hifloat8 and "
             "float4 tensors, which this version does not support; pass None"
         )
-    _check_product(op, ("x1", x1), x2)
-    _check_inner(op, "x1", x1.size(-1), x2)
-    shape = [*x1.shape[:-1], x2.size(1)]
-    if x3 is not None:
-        message = f"expected the shape of the output, {shape}, but got {list(x3.shape)}"
-        check(x3.dim() == len(shape), op, "x3", message)
-        for got, expected in zip(x3.shape, shape, strict=True):
-            check(got == expected, op, "x3", message)
-    dtype = x1.dtype
-    if dtype == torch.int8:
-        is_bfloat16 = dequant_scale is not None and dequant_scale.dtype == torch.bfloat16
-        dtype = torch.bfloat16 if is_bfloat16 else torch.float16
-    return x1.new_empty(shape, dtype=dtype)
+    operands = ReducedOperands(
+        op,
+        x1,
+        x2,
+        bias,
+        antiquant_scale,
+        antiquant_offset,
+        x3,
+        dequant_scale,
+        pertoken_scale,
+        comm_quant_scale_1,
+        comm_quant_scale_2,
+        antiquant_group_size,
+    )
+    operands.check()
+    check_reduce_op(op, reduce_op)
+    check_comm_turn(op, comm_turn)
+    check_comm_mode(op, comm_mode)
+    check(
+        len(group_sizes or ()) in (0, 3),
+        op,
+        "group_sizes",
+        lambda: f"expected no or 3 numbers, but got {len(group_sizes or ())}",
+    )
+    return x1.new_empty(operands.shape, dtype=operands.dtype)
 
 
-def _check_gmm(op: str, gmm_x: Tensor, gmm_weight: Tensor, transposed: bool) -> int:
-    """Check the dims of the grouped product; return its number of columns."""
-    check(gmm_x.dim() == 2, op, "gmm_x", lambda: f"expected 2 dims [rows, H1], but got the shape {list(gmm_x.shape)}")
-    check(
-        gmm_weight.dim() == 3, op, "gmm_weight", lambda: f"expected 3 dims, but got the shape {list(gmm_weight.shape)}"
-    )
-    inner, columns = (2, 1) if transposed else (1, 2)
-    check(
-        gmm_weight.size(inner) == gmm_x.size(1),
-        op,
-        "gmm_weight",
-        lambda: f"expected H1 = {gmm_x.size(1)}, the columns of gmm_x, but got the shape {list(gmm_weight.shape)}",
-    )
-    return gmm_weight.size(columns)
-
-
-def _local_product(op: str, mm_x: Tensor | None, mm_weight: Tensor | None, transposed: bool) -> Tensor | None:
-    check(
-        (mm_x is None) == (mm_weight is None),
-        op,
-        "mm_x" if mm_x is None else "mm_weight",
-        "mm_x and mm_weight belong together; pass both or none",
-    )
-    if mm_x is None or mm_weight is None:
-        return None
-    check(mm_x.dim() == 2, op, "mm_x", lambda: f"expected 2 dims [rows, H2], but got the shape {list(mm_x.shape)}")
-    check(
-        mm_weight.dim() == 2,
-        op,
-        "mm_weight",
-        lambda: (
-            f"expected 2 dims {'[N2, H2]' if transposed else '[H2, N2]'}, but got the shape {list(mm_weight.shape)}"
-        ),
-    )
-    check(
-        mm_weight.size(1 if transposed else 0) == mm_x.size(1),
-        op,
-        "mm_weight",
-        lambda: f"expected H2 = {mm_x.size(1)}, the columns of mm_x, but got the shape {list(mm_weight.shape)}",
-    )
-    return mm_x.new_empty([mm_x.size(0), mm_weight.size(0 if transposed else 1)])
+def _check_grouped(
+    operands: GroupedOperands,
+    send_counts_tensor: Tensor | None,
+    recv_counts_tensor: Tensor | None,
+    comm_mode: str | None,
+) -> None:
+    op = operands.op
+    operands.check()
+    for name, tensor in (("send_counts", send_counts_tensor), ("recv_counts", recv_counts_tensor)):
+        check(tensor is None, op, f"{name}_tensor", f"it is reserved; pass None and the list {name}")
+    check_comm_mode(op, comm_mode)
 
 
 @fake
@@ -428,12 +384,23 @@ def npu_alltoallv_gmm(
         If an argument does not fit, or there is no communicator `hcom` with `ep_world_size` ranks on the current
         device.  Counts of two ranks that do not fit together fail the stream of every rank.
     """
-    op = "npu_alltoallv_gmm"
-    columns = _check_gmm(op, gmm_x, gmm_weight, trans_gmm_weight)
+    operands = GroupedOperands(
+        "npu_alltoallv_gmm",
+        gmm_x,
+        gmm_weight,
+        ep_world_size,
+        send_counts,
+        recv_counts,
+        mm_x,
+        mm_weight,
+        trans_gmm_weight,
+        trans_mm_weight,
+    )
+    _check_grouped(operands, send_counts_tensor, recv_counts_tensor, comm_mode)
     rows = sum(recv_counts)
     return (
-        gmm_x.new_empty([rows, columns]),
-        _local_product(op, mm_x, mm_weight, trans_mm_weight),
+        gmm_x.new_empty([rows, operands.columns()]),
+        operands.local_product(),
         gmm_x.new_empty([rows, gmm_x.size(1)]) if permute_out_flag else None,
     )
 
@@ -496,9 +463,20 @@ def npu_gmm_alltoallv(
         If an argument does not fit, or there is no communicator `hcom` with `ep_world_size` ranks on the current
         device.  Counts of two ranks that do not fit together fail the stream of every rank.
     """
-    op = "npu_gmm_alltoallv"
-    columns = _check_gmm(op, gmm_x, gmm_weight, trans_gmm_weight)
-    return gmm_x.new_empty([sum(recv_counts), columns]), _local_product(op, mm_x, mm_weight, trans_mm_weight)
+    operands = GroupedOperands(
+        "npu_gmm_alltoallv",
+        gmm_x,
+        gmm_weight,
+        ep_world_size,
+        send_counts,
+        recv_counts,
+        mm_x,
+        mm_weight,
+        trans_gmm_weight,
+        trans_mm_weight,
+    )
+    _check_grouped(operands, send_counts_tensor, recv_counts_tensor, comm_mode)
+    return gmm_x.new_empty([sum(recv_counts), operands.columns()]), operands.local_product()
 
 
 @fake
@@ -530,4 +508,5 @@ def _npu_distribute_barrier(
     RuntimeError
         If there is no communicator `group` on the current device, or it has not `world_size` ranks.
     """
+    check_world_size("_npu_distribute_barrier", "world_size", world_size)
     return x_ref.new_empty(x_ref.shape)

@@ -6,71 +6,49 @@ Schemas and checks: ``csrc/mc2/moe_*_ops.cpp``; the calls themselves: ``csrc/mc2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from npu_distributed.fused_operators import check, fake
+from npu_distributed.fused_operators import fake
+from npu_distributed.moe_arguments import (
+    CombineArguments,
+    DispatchArguments,
+    Placement,
+    Size,
+    check_algorithm,
+    check_not_negative,
+)
 
-Size: TypeAlias = int | torch.SymInt
 Seven: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
-#: torch_npu's own numbers of dtypes that torch has too.
-_NPU_DTYPES = {291: torch.float8_e5m2, 292: torch.float8_e4m3fn}
-_FLOAT8 = {24: torch.float8_e4m3fn, 23: torch.float8_e5m2}
 
+def _dispatched(
+    arguments: DispatchArguments, metadata: Callable[[], Size], more_counts: Callable[[], Size] = lambda: 0
+) -> Seven:
+    """Check the arguments of dispatch and return its results; two tensor-parallel ranks share what both get.
 
-def _check_tokens(op: str, x: Tensor, expert_ids: Tensor) -> None:
-    both = "x and expert_ids should be 2D"
-    check(x.dim() == 2, op, "x", lambda: f"{both}, (tokens, hidden), got shape {list(x.shape)}")
-    check(
-        expert_ids.dim() == 2,
-        op,
-        "expert_ids",
-        lambda: f"{both}, (tokens, experts per token), got shape {list(expert_ids.shape)}",
-    )
-    check(expert_ids.dtype == torch.int32, op, "expert_ids", lambda: f"expected int32, got {expert_ids.dtype}")
-
-
-def _check_ranks(op: str, world: int, rank: int, experts: int, shared_experts: int, shared_ranks: int) -> None:
-    check(0 <= rank < world, op, "ep_rank_id", lambda: f"expected a rank in [0, {world}), got {rank}")
-    check(
-        0 <= shared_ranks < world,
-        op,
-        "shared_expert_rank_num",
-        lambda: f"expected a number in [0, {world}), got {shared_ranks}",
-    )
-    fits = shared_experts in (0, 1) if shared_ranks == 0 else 0 < shared_experts and shared_ranks % shared_experts == 0
-    check(
-        fits,
-        op,
-        "shared_expert_num",
-        lambda: f"expected a divisor of shared_expert_rank_num={shared_ranks}, got {shared_experts}",
-    )
-    check(
-        experts > 0 and experts % (world - shared_ranks) == 0,
-        op,
-        "moe_expert_num",
-        lambda: (
-            f"expected a multiple of ep_world_size - shared_expert_rank_num = {world - shared_ranks}, got {experts}"
+    Results 2 and 4 depend on the version: the length of the former, and what the latter has more than counts.
+    """
+    arguments.check()
+    x, rows, place, quant_mode = arguments.x, arguments.rows, arguments.placement, int(arguments.quant_mode)
+    shared_rows = rows * torch.sym_max(1, place.tp_world_size)
+    columns = x.size(1)
+    scales = {3: ((columns + 127) // 128,), 4: ((columns + 63) // 64 * 2,), 5: ((columns + 63) // 64 * 2,)}
+    counts = place.world * place.local_experts * (2 if place.tp_world_size == 2 else 1)
+    return (
+        x.new_empty((shared_rows, columns), dtype=arguments.output_dtype()),
+        x.new_empty(
+            (shared_rows, *scales.get(quant_mode, ())), dtype=torch.uint8 if quant_mode in (4, 5) else torch.float32
         ),
+        x.new_empty((metadata(),), dtype=torch.int32),
+        x.new_empty((place.local_experts,), dtype=torch.int64),
+        x.new_empty((counts + more_counts(),), dtype=torch.int32),
+        x.new_empty((place.tp_world_size,), dtype=torch.int32),
+        x.new_empty((rows,), dtype=torch.float32),
     )
-
-
-def _quantised(x: Tensor, rows: Size, mode: int, y_dtype: int | None, int8: bool) -> tuple[Tensor, Tensor]:
-    """Rows as they travel, and their scales."""
-    columns = x.shape[1]
-    if mode in (3, 4, 5):
-        wanted = torch.float8_e5m2 if mode == 5 else torch.float8_e4m3fn
-        if y_dtype is not None:
-            wanted = _NPU_DTYPES.get(y_dtype, _FLOAT8.get(y_dtype, wanted))
-        expand_x = x.new_empty((rows, columns), dtype=wanted)
-        if mode == 3:
-            return expand_x, x.new_empty((rows, (columns + 127) // 128), dtype=torch.float32)
-        return expand_x, x.new_empty((rows, (columns + 63) // 64 * 2), dtype=torch.uint8)
-    dtype = torch.int8 if int8 else x.dtype
-    return x.new_empty((rows, columns), dtype=dtype), x.new_empty((rows,), dtype=torch.float32)
 
 
 @fake
@@ -140,7 +118,8 @@ def npu_moe_distribute_dispatch_v2(
     performance_info : Tensor, optional
         ``(W,)``, int64; the microseconds that this rank has waited for each rank are added to it.
     group_tp, tp_world_size, tp_rank_id : str, int, int
-        `tp_world_size` must be 0 or 1.
+        `tp_world_size` must be 0 or 1; 2, where two ranks share what both get, is known where only shapes are asked for
+        (fake tensors).
     expert_shard_type : int
         Must be 0.
     shared_expert_num, shared_expert_rank_num : int
@@ -194,30 +173,37 @@ def npu_moe_distribute_dispatch_v2(
     ... )  # doctest: +SKIP
     """
     op = "npu_moe_distribute_dispatch_v2"
-    _check_tokens(op, x, expert_ids)
-    _check_ranks(op, ep_world_size, ep_rank_id, moe_expert_num, shared_expert_num, shared_expert_rank_num)
-    tokens, k = expert_ids.shape
-    most, local = _most_tokens(global_bs, tokens, ep_world_size), 1
-    if ep_rank_id < shared_expert_rank_num:
-        replicas = shared_expert_rank_num // shared_expert_num
-        rows = most * ((ep_world_size + replicas - 1) // replicas)
-    else:
-        local = moe_expert_num // (ep_world_size - shared_expert_rank_num)
-        rows = (global_bs or tokens * ep_world_size) * torch.sym_min(local, k)
-    expand_x, dynamic_scales = _quantised(x, rows, quant_mode, y_dtype, quant_mode in (1, 2))
-    return (
-        expand_x,
-        dynamic_scales,
-        x.new_empty((torch.sym_max(tokens * k, rows * 128),), dtype=torch.int32),
-        x.new_empty((local,), dtype=torch.int64),
-        x.new_empty((ep_world_size * local,), dtype=torch.int32),
-        x.new_empty((tp_world_size,), dtype=torch.int32),
-        x.new_empty((rows,), dtype=torch.float32),
+    check_algorithm(op, comm_alg)
+    check_not_negative(
+        op, zero_expert_num=zero_expert_num, copy_expert_num=copy_expert_num, const_expert_num=const_expert_num
     )
-
-
-def _most_tokens(global_bs: int, tokens: Size, world: int) -> Size:
-    return global_bs // world if global_bs else tokens
+    place = Placement(
+        op,
+        ep_world_size,
+        ep_rank_id,
+        moe_expert_num,
+        shared_expert_num,
+        shared_expert_rank_num,
+        tp_world_size,
+        expert_shard_type,
+    )
+    arguments = DispatchArguments(
+        place,
+        x,
+        expert_ids,
+        scales,
+        x_active_mask,
+        expert_scales,
+        quant_mode,
+        global_bs,
+        expert_token_nums_type,
+        elastic_info,
+        performance_info,
+        y_dtype,
+        x_dtype,
+        scales_dtype,
+    )
+    return _dispatched(arguments, lambda: torch.sym_max(expert_ids.numel(), arguments.rows * 128))
 
 
 @fake
@@ -251,9 +237,11 @@ def npu_moe_distribute_dispatch(
     x : Tensor
         ``(tokens, hidden)``, bfloat16 or float16.
     quant_mode : int
-        0, 1 or 2.
+        0, 1 or 2.  0 beside `scales` is 1.
     shared_expert_num : int
-        1 (or 0) also with shared ranks.
+        1 with shared ranks, else 0 or 1.
+    expert_shard_type : int
+        Must be 0; 1, shared experts on the last ranks, is known where only shapes are asked for (fake tensors).
 
     Returns
     -------
@@ -265,58 +253,27 @@ def npu_moe_distribute_dispatch(
         On a rank of shared experts A is G / SR if W is a multiple of SR.
     """
     op = "npu_moe_distribute_dispatch"
-    _check_tokens(op, x, expert_ids)
-    _check_ranks(op, ep_world_size, ep_rank_id, moe_expert_num, shared_expert_num, shared_expert_rank_num)
-    tokens, k = expert_ids.shape
-    batch = global_bs or tokens * ep_world_size
-    local = 1
-    if ep_rank_id < shared_expert_rank_num:
-        if ep_world_size % shared_expert_rank_num == 0:
-            rows = batch // shared_expert_rank_num
-        else:
-            sources = (ep_world_size + shared_expert_rank_num - 1) // shared_expert_rank_num
-            rows = _most_tokens(global_bs, tokens, ep_world_size) * sources
-    else:
-        local = moe_expert_num // (ep_world_size - shared_expert_rank_num)
-        rows = batch * torch.sym_min(local, k)
-    expand_x, dynamic_scales = _quantised(x, rows, 0, None, scales is not None or quant_mode != 0)
-    counts = ep_world_size * local
-    if expert_scales is not None:
-        counts = counts + 2 * batch * k * (ep_world_size // 8)
-    return (
-        expand_x,
-        dynamic_scales,
-        x.new_empty((tokens * k,), dtype=torch.int32),
-        x.new_empty((local,), dtype=torch.int64),
-        x.new_empty((counts,), dtype=torch.int32),
-        x.new_empty((tp_world_size,), dtype=torch.int32),
-        x.new_empty((rows,), dtype=torch.float32),
-    )
-
-
-def _combined(op: str, expand_x: Tensor, expert_ids: Tensor, out_dtype: int = 0) -> tuple[Size, Size, torch.dtype]:
-    check(
-        expand_x.dim() == 2,
+    place = Placement(
         op,
-        "expand_x",
-        lambda: f"expected 2 dims, (rows, hidden), got shape {list(expand_x.shape)}",
+        ep_world_size,
+        ep_rank_id,
+        moe_expert_num,
+        shared_expert_num,
+        shared_expert_rank_num,
+        tp_world_size,
+        expert_shard_type,
+        is_first_version=True,
     )
-    check(
-        expert_ids.dim() == 2,
-        op,
-        "expert_ids",
-        lambda: f"expected 2 dims, (tokens, experts per token), got shape {list(expert_ids.shape)}",
+    if scales is not None and quant_mode == 0:
+        quant_mode = 1
+    arguments = DispatchArguments(
+        place, x, expert_ids, scales, x_active_mask, expert_scales, quant_mode, global_bs, expert_token_nums_type
     )
-    dtype = expand_x.dtype
-    check(
-        dtype in (torch.bfloat16, torch.float16, torch.int32),
-        op,
-        "expand_x",
-        lambda: f"expected bfloat16, float16 or int32, got {dtype}",
+    return _dispatched(
+        arguments,
+        expert_ids.numel,
+        lambda: 0 if expert_scales is None else 2 * arguments.batch * expert_ids.size(1) * (ep_world_size // 8),
     )
-    if dtype == torch.int32:
-        dtype = torch.float16 if out_dtype == 1 else torch.bfloat16
-    return expert_ids.shape[0], expand_x.shape[1], dtype
 
 
 @fake
@@ -395,8 +352,38 @@ def npu_moe_distribute_combine_v2(
         If an argument does not fit; at the next synchronisation, on every rank, if ranks disagree about one, the
         triples name ranks, tokens or slots that do not exist, or a slot gets no row or two.
     """
-    tokens, hidden, dtype = _combined("npu_moe_distribute_combine_v2", expand_x, expert_ids)
-    return expand_x.new_empty((tokens, hidden), dtype=dtype)
+    op = "npu_moe_distribute_combine_v2"
+    check_algorithm(op, comm_alg)
+    place = Placement(
+        op,
+        ep_world_size,
+        ep_rank_id,
+        moe_expert_num,
+        shared_expert_num,
+        shared_expert_rank_num,
+        tp_world_size,
+        expert_shard_type,
+    )
+    arguments = CombineArguments(
+        place,
+        expand_x,
+        expert_ids,
+        assist_info_for_combine,
+        "assist_info_for_combine",
+        ep_send_counts,
+        expert_scales,
+        x_active_mask,
+        shared_expert_x,
+        global_bs,
+        comm_quant_mode,
+        elastic_info=elastic_info,
+        performance_info=performance_info,
+        ori_x=ori_x,
+        constants=(const_expert_alpha_1, const_expert_alpha_2, const_expert_v),
+        special_experts=(zero_expert_num, copy_expert_num, const_expert_num),
+    )
+    arguments.check()
+    return expand_x.new_empty((arguments.tokens, arguments.columns), dtype=arguments.dtype)
 
 
 @fake
@@ -447,8 +434,34 @@ def npu_moe_distribute_combine(
     Tensor
         ``(tokens, hidden)``, dtype of `expand_x` unless that is int32.
     """
-    tokens, hidden, dtype = _combined("npu_moe_distribute_combine", expand_x, expert_ids, out_dtype)
-    return expand_x.new_empty((tokens, hidden), dtype=dtype)
+    op = "npu_moe_distribute_combine"
+    place = Placement(
+        op,
+        ep_world_size,
+        ep_rank_id,
+        moe_expert_num,
+        shared_expert_num,
+        shared_expert_rank_num,
+        tp_world_size,
+        expert_shard_type,
+        is_first_version=True,
+    )
+    arguments = CombineArguments(
+        place,
+        expand_x,
+        expert_ids,
+        expand_idx,
+        "expand_idx",
+        ep_send_counts,
+        expert_scales,
+        x_active_mask,
+        shared_expert_x,
+        global_bs,
+        comm_quant_mode,
+        out_dtype=out_dtype,
+    )
+    arguments.check()
+    return expand_x.new_empty((arguments.tokens, arguments.columns), dtype=arguments.dtype)
 
 
 @fake
@@ -519,7 +532,39 @@ def npu_moe_distribute_combine_add_rms_norm(
     x : Tensor
         ``(tokens, 1, hidden)``, dtype of `expand_x`: z rounded.  A token without active slots has z = residual_x.
     """
-    tokens, hidden, dtype = _combined("npu_moe_distribute_combine_add_rms_norm", expand_x, expert_ids, out_dtype)
+    op = "npu_moe_distribute_combine_add_rms_norm"
+    check_algorithm(op, comm_alg)
+    place = Placement(
+        op,
+        ep_world_size,
+        ep_rank_id,
+        moe_expert_num,
+        shared_expert_num,
+        shared_expert_rank_num,
+        tp_world_size,
+        expert_shard_type,
+    )
+    arguments = CombineArguments(
+        place,
+        expand_x,
+        expert_ids,
+        expand_idx,
+        "expand_idx",
+        ep_send_counts,
+        expert_scales,
+        x_active_mask,
+        shared_expert_x,
+        global_bs,
+        comm_quant_mode,
+        out_dtype=out_dtype,
+        elastic_info=elastic_info,
+        ori_x=ori_x,
+        constants=(const_expert_alpha_1, const_expert_alpha_2, const_expert_v),
+        special_experts=(zero_expert_num, copy_expert_num, const_expert_num),
+    )
+    arguments.check()
+    arguments.check_norm(residual_x, gamma)
+    tokens, hidden, dtype = arguments.tokens, arguments.columns, arguments.dtype
     return (
         expand_x.new_empty((tokens, 1, hidden), dtype=dtype),
         expand_x.new_empty((tokens, 1, 1), dtype=torch.float32),

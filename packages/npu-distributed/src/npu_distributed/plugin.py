@@ -39,6 +39,7 @@ def load() -> Mapping[str, Any]:
         context_parallel,
         distributed,
         dtensor,
+        inductor,
         parallel_store,
         sync_batch_norm,
     )
@@ -46,6 +47,7 @@ def load() -> Mapping[str, Any]:
     backend.register()
     dtensor.register()
     context_parallel.register()
+    inductor.register()
     parallel_store.register()
     sync_batch_norm.register()
     for family in FAMILIES:
