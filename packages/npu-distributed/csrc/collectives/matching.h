@@ -11,13 +11,13 @@ namespace npu::distributed {
 /// Fails the group with EI0005, naming the calls of both ranks.
 [[noreturn]] void FailMismatch(Transport& transport, int one, int other, const std::string& detail = "");
 
-/// Kind, type, reduction and root must be equal; with `same_data` the number of elements too, and a layout shared by all.
+/// Kind, type, reduction and root must be equal; with `same_data` the number of elements and a layout too.
 void RequireSameCall(Transport& transport, bool same_data);
 
 /// What `from` sends to `to` and what `to` has room for must be the same.
 void RequireFit(Transport& transport, int from, const Extent& sent, int to, const Extent& room);
 
-/// ": rank 0 sends 4 x float32, rank 1 expects 5 x float32".
+/// ": rank 0 sends 4 x float32 to rank 1, which expects 5 x float32".
 std::string DescribeMisfit(int from, const Extent& sent, int to, const Extent& room, ElementType element);
 
 /// Calls `fail(one, other)` with two ranks when what `layouts_of` says of `ranks` ranks has no layout in common.

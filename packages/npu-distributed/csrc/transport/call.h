@@ -27,8 +27,8 @@ struct Call {
   ElementType element = ElementType::kUInt8;
   ReduceKind reduce = ReduceKind::kSum;
   int32_t root = -1;
-  uint64_t count = 0;   ///< elements this rank contributes
-  double factor = 1.0;  ///< ReduceKind::kPremulSum: scale of this rank's contribution
+  uint64_t count = 0;              ///< elements this rank contributes
+  double factor = 1.0;             ///< ReduceKind::kPremulSum: scale of this rank's contribution
   LayoutSet layouts = kAnyLayout;  ///< of the one region that this rank's `count` tells of, where it has one
 };
 
