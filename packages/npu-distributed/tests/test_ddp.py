@@ -44,6 +44,39 @@ def train(rank: int, size: int, hook: str, options: dict) -> list[float]:
     ]
 
 
+def train_channels_last(rank: int, size: int) -> float:
+    """Largest difference of a gradient or a parameter from training with plain tensors on one process."""
+
+    def convolutions() -> nn.Sequential:
+        torch.manual_seed(7)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+
+    generator = torch.Generator().manual_seed(11)
+    images, targets = torch.randn(4 * size, 3, 10, 10, generator=generator), torch.arange(4 * size) % 5
+    mine = slice(4 * rank, 4 * (rank + 1))
+    reference = convolutions()
+    module = convolutions()
+    for parameter in module.parameters():  # rank 0 has the weights of the reference and gives them to all others
+        parameter.data.mul_(1 + rank)
+    trained = DistributedDataParallel(module.npu().to(memory_format=torch.channels_last), device_ids=[rank])
+    weight = trained.module[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    steps = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (reference, trained)]
+    difference = 0.0
+    for _ in range(3):
+        for optimizer in steps:
+            optimizer.zero_grad()
+        F.cross_entropy(reference(images), targets).backward()
+        batch = images[mine].npu().to(memory_format=torch.channels_last)
+        F.cross_entropy(trained(batch), targets[mine].npu()).backward()
+        for optimizer in steps:
+            optimizer.step()
+        for ours, theirs in zip(trained.module.parameters(), reference.parameters(), strict=True):
+            for got, expected in ((ours.grad, theirs.grad), (ours.detach(), theirs.detach())):
+                difference = max(difference, (got.cpu() - expected).abs().max().item())
+    return difference
+
+
 def without_synchronisation(rank: int, size: int) -> None:
     trained = DistributedDataParallel(nn.Linear(4, 1, bias=False).npu(), device_ids=[rank])
     nn.init.ones_(trained.module.weight)
@@ -236,6 +269,11 @@ def test_gradients_are_averaged(ranks) -> None:
     for size in (2, 3):
         for differences in ranks(size).run(train, "", {}):
             assert max(differences) < 1e-5
+
+
+def test_channels_last(ranks) -> None:
+    for size in (2, 3):
+        assert max(ranks(size).run(train_channels_last)) < 1e-5
 
 
 def test_options(ranks) -> None:

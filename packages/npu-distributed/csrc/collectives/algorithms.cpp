@@ -194,7 +194,7 @@ void AllReduce(Transport& transport, ElementType type, ReduceKind kind, double f
   const npu_reduce_fn reduce = RequireReduction(type, kind);
   const size_t element = SizeOf(type);
   const size_t count = data.bytes / element;
-  const Call call{CallKind::kAllReduce, type, kind, -1, count, factor};
+  const Call call{CallKind::kAllReduce, type, kind, -1, count, factor, data.layouts};
   Operands& operands = Operands::OfThisThread();
   operands.Clear();
   if (data.bytes <= transport.inline_capacity()) {
@@ -225,7 +225,7 @@ void AllReduce(Transport& transport, ElementType type, ReduceKind kind, double f
 void Broadcast(Transport& transport, ElementType type, int root, Region data) {
   const size_t element = SizeOf(type);
   const size_t count = data.bytes / element;
-  const Call call{CallKind::kBroadcast, type, ReduceKind::kSum, root, count, 1.0};
+  const Call call{CallKind::kBroadcast, type, ReduceKind::kSum, root, count, 1.0, data.layouts};
   const bool is_root = transport.rank() == root;
   if (data.bytes <= transport.inline_capacity()) {
     transport.Meet(call, is_root ? AsPayload(data) : std::span<const std::byte>{}, {});
@@ -254,7 +254,7 @@ void Broadcast(Transport& transport, ElementType type, int root, Region data) {
 }
 
 void AllGather(Transport& transport, ElementType type, Region input, std::span<const Region> outputs) {
-  const Call call{CallKind::kAllGather, type, ReduceKind::kSum, -1, input.bytes / SizeOf(type), 1.0};
+  const Call call{CallKind::kAllGather, type, ReduceKind::kSum, -1, input.bytes / SizeOf(type), 1.0, input.layouts};
   const int size = transport.size();
   // When the sizes fit together all ranks have the same outputs, and so all choose the same way.
   size_t largest = input.bytes;
@@ -266,8 +266,8 @@ void AllGather(Transport& transport, ElementType type, Region input, std::span<c
   RequireSameCall(transport, false);
   for (int to = 0; to < size; ++to) {
     for (int from = 0; from < size; ++from) {
-      RequireSameSize(transport, from, transport.RegionBytes(from, 0), to,
-                      transport.RegionBytes(to, 1 + static_cast<size_t>(from)));
+      RequireFit(transport, from, transport.ExtentOf(from, 0), to,
+                 transport.ExtentOf(to, 1 + static_cast<size_t>(from)));
     }
   }
   if (in_payload) {
@@ -302,7 +302,7 @@ void Reduce(Transport& transport, ElementType type, ReduceKind kind, double fact
   const npu_reduce_fn reduce = RequireReduction(type, kind);
   const size_t element = SizeOf(type);
   const size_t count = data.bytes / element;
-  const Call call{CallKind::kReduce, type, kind, root, count, factor};
+  const Call call{CallKind::kReduce, type, kind, root, count, factor, data.layouts};
   Operands& operands = Operands::OfThisThread();
   operands.Clear();
   if (data.bytes <= transport.inline_capacity()) {
@@ -345,8 +345,8 @@ void ReduceScatter(Transport& transport, ElementType type, ReduceKind kind, doub
   RequireSameCall(transport, true);
   for (int to = 0; to < size; ++to) {
     for (int from = 0; from < size; ++from) {
-      RequireSameSize(transport, from, transport.RegionBytes(from, static_cast<size_t>(to)), to,
-                      transport.RegionBytes(to, output_index));
+      RequireFit(transport, from, transport.ExtentOf(from, static_cast<size_t>(to)), to,
+                 transport.ExtentOf(to, output_index));
     }
   }
   Operands& operands = Operands::OfThisThread();
@@ -395,9 +395,9 @@ void AllToAll(Transport& transport, ElementType type, std::span<const Region> in
   for (int from = 0; from < size; ++from) {
     size_t row = 0;
     for (int to = 0; to < size; ++to) {
-      const size_t bytes = transport.RegionBytes(from, static_cast<size_t>(to));
-      RequireSameSize(transport, from, bytes, to, transport.RegionBytes(to, ranks + static_cast<size_t>(from)));
-      row += bytes;
+      const Extent sends = transport.ExtentOf(from, static_cast<size_t>(to));
+      RequireFit(transport, from, sends, to, transport.ExtentOf(to, ranks + static_cast<size_t>(from)));
+      row += sends.bytes;
     }
     total += row;
     any_region = any_region || row > capacity;
@@ -445,17 +445,18 @@ void Scatter(Transport& transport, ElementType type, int root, std::span<const R
   const bool is_root = rank == root;
   const size_t sent = Sum(inputs);
   const bool in_payload = is_root && sent <= transport.inline_capacity();
-  transport.Meet({CallKind::kScatter, type, ReduceKind::kSum, root, output.bytes / SizeOf(type), 1.0},
+  transport.Meet({CallKind::kScatter, type, ReduceKind::kSum, root, output.bytes / SizeOf(type), 1.0, output.layouts},
                  in_payload ? Packed(inputs) : std::span<const std::byte>{},
                  is_root ? inputs : std::span<const Region>{});
   RequireSameCall(transport, false);
   size_t total = 0;
   size_t offset = 0;
   for (int to = 0; to < transport.size(); ++to) {
-    const size_t bytes = transport.RegionBytes(root, static_cast<size_t>(to));
-    RequireSameSize(transport, root, bytes, to, transport.CallOf(to).count * SizeOf(type));
-    if (to < rank) offset += bytes;
-    total += bytes;
+    const Extent sends = transport.ExtentOf(root, static_cast<size_t>(to));
+    const Call& receiving = transport.CallOf(to);
+    RequireFit(transport, root, sends, to, {receiving.count * SizeOf(type), receiving.layouts});
+    if (to < rank) offset += sends.bytes;
+    total += sends.bytes;
   }
   if (total <= transport.inline_capacity()) {
     if (output.bytes != 0) {
@@ -473,16 +474,16 @@ void Gather(Transport& transport, ElementType type, int root, Region input, std:
   // Each rank decides for itself how its input travels; all know it of all, from the sizes.
   std::vector<Region> regions{input};
   regions.insert(regions.end(), outputs.begin(), outputs.end());
-  transport.Meet({CallKind::kGather, type, ReduceKind::kSum, root, input.bytes / SizeOf(type), 1.0},
+  transport.Meet({CallKind::kGather, type, ReduceKind::kSum, root, input.bytes / SizeOf(type), 1.0, input.layouts},
                  input.bytes <= capacity ? AsPayload(input) : std::span<const std::byte>{}, regions);
   RequireSameCall(transport, false);
   size_t total = 0;
   bool any_region = false;
   for (int from = 0; from < transport.size(); ++from) {
-    const size_t bytes = transport.RegionBytes(from, 0);
-    RequireSameSize(transport, from, bytes, root, transport.RegionBytes(root, 1 + static_cast<size_t>(from)));
-    total += bytes;
-    any_region = any_region || bytes > capacity;
+    const Extent sends = transport.ExtentOf(from, 0);
+    RequireFit(transport, from, sends, root, transport.ExtentOf(root, 1 + static_cast<size_t>(from)));
+    total += sends.bytes;
+    any_region = any_region || sends.bytes > capacity;
   }
   for (int from = 0; is_root && from < transport.size(); ++from) {
     const Region& output = outputs[static_cast<size_t>(from)];

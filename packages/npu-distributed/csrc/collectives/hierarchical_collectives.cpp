@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "collectives/lanes.h"
+#include "collectives/matching.h"
 #include "transport/comm_error.h"
 
 namespace npu::distributed {
@@ -21,7 +22,7 @@ struct RecordHeader {
 };
 
 struct AnnouncementHead {
-  uint32_t size_count;
+  uint32_t part_count;
   uint32_t data_bytes;
 };
 
@@ -60,15 +61,15 @@ std::span<const std::byte> BytesOf(Region region) {
 
 Parcel ParcelOf(int peer, Region region) { return {peer, static_cast<std::byte*>(region.address), region.bytes}; }
 
-std::vector<uint64_t> SizesOf(std::span<const Region> first, std::span<const Region> second = {}) {
-  std::vector<uint64_t> sizes;
-  for (const Region& region : first) sizes.push_back(region.bytes);
-  for (const Region& region : second) sizes.push_back(region.bytes);
-  return sizes;
+std::vector<Extent> ExtentsOf(std::span<const Region> first, std::span<const Region> second = {}) {
+  std::vector<Extent> extents;
+  for (const Region& region : first) extents.push_back(region.extent());
+  for (const Region& region : second) extents.push_back(region.extent());
+  return extents;
 }
 
-/// Whether all ranks must bring the same number of elements.
-bool CountsMatch(CallKind kind) {
+/// Whether all ranks must bring the same number of elements, in one layout.
+bool HasSameData(CallKind kind) {
   return kind == CallKind::kAllReduce || kind == CallKind::kBroadcast || kind == CallKind::kReduce ||
          kind == CallKind::kReduceScatter || kind == CallKind::kOperator;
 }
@@ -97,7 +98,7 @@ HierarchicalCollectives::HierarchicalCollectives(Meeting meeting, int rank, Devi
   transport_.ShareRegionsBesidePayloads();
   for (int host = 0; host < hosts_.count(); ++host) {
     if (host == host_) continue;
-    const size_t announcement = sizeof(Call) + sizeof(uint64_t) * (1 + 2 * group_.size());
+    const size_t announcement = sizeof(Call) + sizeof(uint64_t) + sizeof(Extent) * 2 * group_.size();
     received_[static_cast<size_t>(host)].resize(sizeof(RecordHeader) + kSmallPayload +
                                                 hosts_.MembersOf(host).size() * announcement);
   }
@@ -203,15 +204,15 @@ void HierarchicalCollectives::CheckNeighbours() {
 
 // ---- meeting --------------------------------------------------------------------------------------------------------
 
-void HierarchicalCollectives::Meet(const Call& call, std::span<const uint64_t> sizes, std::span<const std::byte> data,
+void HierarchicalCollectives::Meet(const Call& call, std::span<const Extent> parts, std::span<const std::byte> data,
                                    std::span<const Region> regions,
                                    const std::function<void(std::vector<std::byte>&)>& host_payload) {
   ++number_;
   announced_[static_cast<size_t>(rank_)].call = call;
-  const AnnouncementHead head{static_cast<uint32_t>(sizes.size()), static_cast<uint32_t>(data.size())};
+  const AnnouncementHead head{static_cast<uint32_t>(parts.size()), static_cast<uint32_t>(data.size())};
   announcement_.clear();
   Append(announcement_, &head, 1);
-  Append(announcement_, sizes.data(), sizes.size());
+  Append(announcement_, parts.data(), parts.size());
   Append(announcement_, data.data(), data.size());
   transport_.Meet(call, announcement_, regions);
   ParseLocal();
@@ -227,8 +228,8 @@ void HierarchicalCollectives::ParseLocal() {
     announced.call = transport_.CallOf(static_cast<int>(index));
     Reader reader(transport_.PayloadOf(static_cast<int>(index)));
     AnnouncementHead head{};
-    if (reader.Read(&head, 1)) announced.sizes.resize(head.size_count);
-    if (!reader.Read(announced.sizes.data(), announced.sizes.size()) || reader.rest().size() != head.data_bytes) {
+    if (reader.Read(&head, 1)) announced.parts.resize(head.part_count);
+    if (!reader.Read(announced.parts.data(), announced.parts.size()) || reader.rest().size() != head.data_bytes) {
       throw CommError(NPU_ERROR_SYSTEM, "hccl: what rank " + std::to_string(local) + " announced cannot be read");
     }
     local_data_[index] = reader.rest();
@@ -239,8 +240,7 @@ bool HierarchicalCollectives::LocalCallsAgree() const {
   const Call& mine = Of(rank_).call;
   return std::all_of(Locals().begin(), Locals().end(), [&](int local) {
     const Call& other = Of(local).call;
-    return other.kind == mine.kind && other.element == mine.element && other.reduce == mine.reduce &&
-           other.root == mine.root && (!CountsMatch(mine.kind) || other.count == mine.count);
+    return SameCall(mine, other) && (!HasSameData(mine.kind) || other.count == mine.count);
   });
 }
 
@@ -250,10 +250,10 @@ void HierarchicalCollectives::BuildRecord(const std::function<void(std::vector<s
   Append(record_, &header, 1);
   for (const int local : Locals()) {
     const Announcement& announced = Of(local);
-    const uint64_t count = announced.sizes.size();
+    const uint64_t count = announced.parts.size();
     Append(record_, &announced.call, 1);
     Append(record_, &count, 1);
-    Append(record_, announced.sizes.data(), announced.sizes.size());
+    Append(record_, announced.parts.data(), announced.parts.size());
   }
   const size_t begin = record_.size();
   const auto is_operator = [&](int local) { return Of(local).call.kind == CallKind::kOperator; };
@@ -322,8 +322,8 @@ void HierarchicalCollectives::ParseRecord(int host) {
     Announcement& announced = announced_[static_cast<size_t>(member)];
     uint64_t count = 0;
     readable = readable && reader.Read(&announced.call, 1) && reader.Read(&count, 1) && count <= 2 * group_.size();
-    if (readable) announced.sizes.resize(count);
-    readable = readable && reader.Read(announced.sizes.data(), announced.sizes.size());
+    if (readable) announced.parts.resize(count);
+    readable = readable && reader.Read(announced.parts.data(), announced.parts.size());
   }
   if (!readable || header.payload_bytes > reader.rest().size()) {
     throw CommError(NPU_ERROR_SYSTEM, "hccl: call number " + std::to_string(number_) + ": the record of rank " +
@@ -339,29 +339,37 @@ void HierarchicalCollectives::FailMismatch(int first, int second, const std::str
                   "EI0005: hccl: ranks called different collectives in call number " + std::to_string(number_) +
                       ": rank " + std::to_string(NumberOf(first)) + " " + Describe(first) + ", rank " +
                       std::to_string(NumberOf(second)) + " " + Describe(second) + detail +
-                      ". Every rank of a group must issue the same collectives in the same order with matching sizes "
-                      "and types");
+                      ". Every rank of a group must issue the same collectives in the same order with matching sizes, "
+                      "types and memory formats");
 }
 
 /// Every rank compares the same announcements, so all of them fail together or none does.
 void HierarchicalCollectives::RequireSameCalls() {
   const Call& first = Of(0).call;
+  const bool same_data = HasSameData(first.kind);
+  const auto fits_first = [&](const Announcement& other) {
+    return SameCall(first, other.call) && (!same_data || other.call.count == first.count) &&
+           (first.kind != CallKind::kReduceScatter ||
+            std::ranges::equal(other.parts, Of(0).parts, [](const Extent& a, const Extent& b) { return Fits(a, b); }));
+  };
   for (int peer = 1; peer < size(); ++peer) {
-    const Call& other = Of(peer).call;
-    if (other.kind != first.kind || other.element != first.element || other.reduce != first.reduce ||
-        other.root != first.root || (CountsMatch(first.kind) && other.count != first.count) ||
-        (first.kind == CallKind::kReduceScatter && Of(peer).sizes != Of(0).sizes)) {
-      FailMismatch(0, peer, "");
-    }
+    if (!fits_first(Of(peer))) FailMismatch(0, peer, "");
   }
+  if (!same_data) return;
+  RequireCommonLayout(
+      size(), [this](int rank) { return Of(rank).call.layouts; },
+      [this](int one, int other) { FailMismatch(one, other, ""); });
 }
 
-void HierarchicalCollectives::RequireSize(int sender, uint64_t offered, int receiver, uint64_t room) {
-  if (offered == room) return;
-  const ElementType element = Of(sender).call.element;
+void HierarchicalCollectives::RequireFit(int sender, const Extent& offered, int receiver, const Extent& room) {
+  if (Fits(offered, room)) return;
   FailMismatch(sender, receiver,
-               ": rank " + std::to_string(NumberOf(sender)) + " sends " + DescribeBytes(offered, element) + ", rank " +
-                   std::to_string(NumberOf(receiver)) + " expects " + DescribeBytes(room, element));
+               DescribeMisfit(NumberOf(sender), offered, NumberOf(receiver), room, Of(sender).call.element));
+}
+
+Extent HierarchicalCollectives::OnlyExtentOf(int rank) const {
+  const Call& call = Of(rank).call;
+  return {call.count * SizeOf(call.element), call.layouts};
 }
 
 // ---- collectives that move ------------------------------------------------------------------------------------------
@@ -379,7 +387,7 @@ void HierarchicalCollectives::Broadcast(ElementType type, int root, Region data)
   Run([&] {
     const bool small = data.bytes <= kSmallData;
     const bool is_root = rank_ == root;
-    const Call call{CallKind::kBroadcast, type, ReduceKind::kSum, root, data.bytes / SizeOf(type), 1.0};
+    const Call call{CallKind::kBroadcast, type, ReduceKind::kSum, root, data.bytes / SizeOf(type), 1.0, data.layouts};
     if (small) {
       Meet(call, {}, is_root ? BytesOf(data) : std::span<const std::byte>{}, {}, [&](std::vector<std::byte>& payload) {
         if (!IsLocal(root)) return;
@@ -440,15 +448,15 @@ void HierarchicalCollectives::Broadcast(ElementType type, int root, Region data)
 
 void HierarchicalCollectives::AllGather(ElementType type, Region input, std::span<const Region> outputs) {
   Run([&] {
-    const Call call{CallKind::kAllGather, type, ReduceKind::kSum, -1, input.bytes / SizeOf(type), 1.0};
-    const std::vector<uint64_t> sizes = SizesOf(outputs);
+    const Call call{CallKind::kAllGather, type, ReduceKind::kSum, -1, input.bytes / SizeOf(type), 1.0, input.layouts};
     // All small: everything travels in the records.  Sizes agree on all ranks, or the call fails.
     std::vector<size_t> host_bytes(static_cast<size_t>(hosts_.count()), 0);
     bool small = true;
     for (int rank = 0; rank < size(); ++rank) {
       size_t& bytes = host_bytes[static_cast<size_t>(hosts_.HostOf(rank))];
-      bytes += sizes[static_cast<size_t>(rank)];
-      small = small && sizes[static_cast<size_t>(rank)] <= kSmallData && bytes <= kSmallPayload;
+      const size_t part = outputs[static_cast<size_t>(rank)].bytes;
+      bytes += part;
+      small = small && part <= kSmallData && bytes <= kSmallPayload;
     }
     const bool offers_small = small && input.bytes <= kSmallData;
     std::vector<Region> regions;
@@ -456,7 +464,7 @@ void HierarchicalCollectives::AllGather(ElementType type, Region input, std::spa
       regions.push_back(input);
       regions.insert(regions.end(), outputs.begin(), outputs.end());
     }
-    Meet(call, sizes, offers_small ? BytesOf(input) : std::span<const std::byte>{}, regions,
+    Meet(call, ExtentsOf(outputs), offers_small ? BytesOf(input) : std::span<const std::byte>{}, regions,
          [&](std::vector<std::byte>& payload) {
            const size_t begin = payload.size();
            for (const int local : Locals()) {
@@ -467,8 +475,7 @@ void HierarchicalCollectives::AllGather(ElementType type, Region input, std::spa
          });
     for (int sender = 0; sender < size(); ++sender) {
       for (int receiver = 0; receiver < size(); ++receiver) {
-        const std::vector<uint64_t>& room = Of(receiver).sizes;
-        RequireSize(sender, Of(sender).call.count * SizeOf(type), receiver, room[static_cast<size_t>(sender)]);
+        RequireFit(sender, OnlyExtentOf(sender), receiver, Of(receiver).parts[static_cast<size_t>(sender)]);
       }
     }
     if (small) {
@@ -519,12 +526,12 @@ void HierarchicalCollectives::AllToAll(ElementType type, std::span<const Region>
     for (const Region& input : inputs) total += input.bytes / SizeOf(type);
     std::vector<Region> regions;
     for (const int local : Locals()) regions.push_back(inputs[static_cast<size_t>(local)]);
-    Meet({CallKind::kAllToAll, type, ReduceKind::kSum, -1, total, 1.0}, SizesOf(inputs, outputs), {}, regions);
+    Meet({CallKind::kAllToAll, type, ReduceKind::kSum, -1, total, 1.0}, ExtentsOf(inputs, outputs), {}, regions);
     const auto ranks = static_cast<size_t>(size());
     for (size_t sender = 0; sender < ranks; ++sender) {
       for (size_t receiver = 0; receiver < ranks; ++receiver) {
-        RequireSize(static_cast<int>(sender), announced_[sender].sizes[receiver], static_cast<int>(receiver),
-                    announced_[receiver].sizes[ranks + sender]);
+        RequireFit(static_cast<int>(sender), announced_[sender].parts[receiver], static_cast<int>(receiver),
+                   announced_[receiver].parts[ranks + sender]);
       }
     }
     std::vector<Parcel> sends;
@@ -552,11 +559,10 @@ void HierarchicalCollectives::Scatter(ElementType type, int root, std::span<cons
     const bool is_root = rank_ == root;
     std::vector<Region> regions{output};
     if (is_root) regions.insert(regions.end(), inputs.begin(), inputs.end());
-    Meet({CallKind::kScatter, type, ReduceKind::kSum, root, output.bytes / SizeOf(type), 1.0},
-         is_root ? SizesOf(inputs) : std::vector<uint64_t>{}, {}, regions);
+    Meet({CallKind::kScatter, type, ReduceKind::kSum, root, output.bytes / SizeOf(type), 1.0, output.layouts},
+         is_root ? ExtentsOf(inputs) : std::vector<Extent>{}, {}, regions);
     for (int receiver = 0; receiver < size(); ++receiver) {
-      RequireSize(root, Of(root).sizes[static_cast<size_t>(receiver)], receiver,
-                  Of(receiver).call.count * SizeOf(type));
+      RequireFit(root, Of(root).parts[static_cast<size_t>(receiver)], receiver, OnlyExtentOf(receiver));
     }
     // The neighbours of the root carry its parts as well: they can read its memory.
     const int root_host = hosts_.HostOf(root);
@@ -583,10 +589,10 @@ void HierarchicalCollectives::Gather(ElementType type, int root, Region input, s
     const bool is_root = rank_ == root;
     std::vector<Region> regions{input};
     if (is_root) regions.insert(regions.end(), outputs.begin(), outputs.end());
-    Meet({CallKind::kGather, type, ReduceKind::kSum, root, input.bytes / SizeOf(type), 1.0},
-         is_root ? SizesOf(outputs) : std::vector<uint64_t>{}, {}, regions);
+    Meet({CallKind::kGather, type, ReduceKind::kSum, root, input.bytes / SizeOf(type), 1.0, input.layouts},
+         is_root ? ExtentsOf(outputs) : std::vector<Extent>{}, {}, regions);
     for (int sender = 0; sender < size(); ++sender) {
-      RequireSize(sender, Of(sender).call.count * SizeOf(type), root, Of(root).sizes[static_cast<size_t>(sender)]);
+      RequireFit(sender, OnlyExtentOf(sender), root, Of(root).parts[static_cast<size_t>(sender)]);
     }
     const int root_host = hosts_.HostOf(root);
     std::vector<Parcel> sends;

@@ -59,7 +59,7 @@ class HierarchicalCollectives final : public Collectives {
   /// What a rank announced in the current call.
   struct Announcement {
     Call call;
-    std::vector<uint64_t> sizes;  ///< bytes of its parts, where the kind of call has parts
+    std::vector<Extent> parts;  ///< where the kind of call has parts
   };
   /// Part of a reduction that one rank of each host carries.
   struct Item;
@@ -92,7 +92,7 @@ class HierarchicalCollectives final : public Collectives {
   std::string NameOf(int rank) const;
 
   // ---- meeting
-  void Meet(const Call& call, std::span<const uint64_t> sizes, std::span<const std::byte> data,
+  void Meet(const Call& call, std::span<const Extent> parts, std::span<const std::byte> data,
             std::span<const Region> regions, const std::function<void(std::vector<std::byte>&)>& host_payload = {});
   bool LocalCallsAgree() const;
   void ParseLocal();
@@ -100,7 +100,9 @@ class HierarchicalCollectives final : public Collectives {
   void SwapRecords();
   void ParseRecord(int host);
   void RequireSameCalls();
-  void RequireSize(int sender, uint64_t offered, int receiver, uint64_t room);
+  void RequireFit(int sender, const Extent& offered, int receiver, const Extent& room);
+  /// What `rank` said of the one region of its call.
+  Extent OnlyExtentOf(int rank) const;
   [[noreturn]] void FailMismatch(int first, int second, const std::string& detail);
   const Announcement& Of(int rank) const { return announced_[static_cast<size_t>(rank)]; }
   /// Small data that a rank of this host brought.

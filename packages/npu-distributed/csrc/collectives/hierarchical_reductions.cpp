@@ -203,7 +203,7 @@ void HierarchicalCollectives::AllReduce(ElementType type, ReduceKind kind, doubl
     RequireReduction(type, kind);
     const size_t element = SizeOf(type);
     const size_t count = data.bytes / element;
-    const Call call{CallKind::kAllReduce, type, kind, -1, count, factor};
+    const Call call{CallKind::kAllReduce, type, kind, -1, count, factor, data.layouts};
     if (data.bytes <= kSmallData) {
       Meet(call, {}, BytesOf(data), {}, [&](std::vector<std::byte>& payload) { AppendPartial(type, kind, payload); });
       ReduceSmall(type, kind, data);
@@ -242,7 +242,7 @@ void HierarchicalCollectives::Reduce(ElementType type, ReduceKind kind, double f
     RequireReduction(type, kind);
     const size_t element = SizeOf(type);
     const size_t count = data.bytes / element;
-    const Call call{CallKind::kReduce, type, kind, root, count, factor};
+    const Call call{CallKind::kReduce, type, kind, root, count, factor, data.layouts};
     if (data.bytes <= kSmallData) {
       Meet(call, {}, BytesOf(data), {}, [&](std::vector<std::byte>& payload) { AppendPartial(type, kind, payload); });
       if (rank_ == root) ReduceSmall(type, kind, data);
@@ -272,13 +272,13 @@ void HierarchicalCollectives::ReduceScatter(ElementType type, ReduceKind kind, d
   Run([&] {
     RequireReduction(type, kind);
     const size_t element = SizeOf(type);
-    std::vector<uint64_t> sizes;
+    std::vector<Extent> parts;
     size_t total = 0;
     for (const Region& input : inputs) {
-      sizes.push_back(input.bytes);
+      parts.push_back(input.extent());
       total += input.bytes / element;
     }
-    Meet({CallKind::kReduceScatter, type, kind, -1, total, factor}, sizes, {}, inputs);
+    Meet({CallKind::kReduceScatter, type, kind, -1, total, factor}, parts, {}, inputs);
     if (output.bytes != inputs[static_cast<size_t>(rank_)].bytes) {
       FailMismatch(rank_, rank_,
                    ": its output has room for " + DescribeBytes(output.bytes, type) + ", its part is " +

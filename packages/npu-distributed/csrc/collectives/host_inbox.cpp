@@ -41,7 +41,7 @@ void HostInbox::Receive(std::chrono::milliseconds limit,
   if (!taken_.empty()) {
     const Taken& message = taken_.front();
     std::byte* to = accept(message.header);
-    if (message.header.bytes != 0) std::memcpy(to, message.data.get(), message.header.bytes);
+    if (message.header.extent.bytes != 0) std::memcpy(to, message.data.get(), message.header.extent.bytes);
     taken_.pop_front();
     return;
   }
@@ -50,7 +50,7 @@ void HostInbox::Receive(std::chrono::milliseconds limit,
   std::byte* to = accept(header);
   lock.unlock();  // the reader leaves an offer alone while a receive is there
   try {
-    Fetch(to, header.bytes);
+    Fetch(to, header.extent.bytes);
   } catch (...) {
     lock.lock();
     throw;
@@ -87,7 +87,7 @@ void HostInbox::ReadMessages() {
     link_.Start(Channel::kMessageHeaders, {}, {&parcel, 1})->WaitForEver();
     Taken message{};
     std::memcpy(&message.header, room.data(), sizeof message.header);
-    const size_t bytes = message.header.bytes;
+    const size_t bytes = message.header.extent.bytes;
     std::unique_lock lock(mutex_);
     if (message.header.inside != 0) {
       message.data = std::make_unique_for_overwrite<std::byte[]>(bytes);

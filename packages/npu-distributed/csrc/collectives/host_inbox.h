@@ -19,7 +19,7 @@ namespace npu::distributed {
 /// Goes before a message over the link, so that a receiver can tell one that does not fit from one that does.
 struct MessageHeader {
   uint64_t number;  ///< among the messages of this ordered pair, from 1
-  uint64_t bytes;
+  Extent extent;
   ElementType element;
   uint32_t inside;  ///< 1: the message follows in the same parcel
 };

@@ -37,7 +37,7 @@ void HierarchicalCollectives::Converse(Conversation& conversation) {
       if (!transfer->is_send) continue;
       const size_t bytes = transfer->data.bytes;
       const bool inside = bytes <= kSmallData;
-      const MessageHeader header{++messages_sent_[slot], bytes, transfer->element, inside ? 1u : 0u};
+      const MessageHeader header{++messages_sent_[slot], transfer->data.extent(), transfer->element, inside ? 1u : 0u};
       ShortMessage message;
       message.bytes.resize(sizeof header + (inside ? bytes : 0));
       std::memcpy(message.bytes.data(), &header, sizeof header);
@@ -65,10 +65,11 @@ void HierarchicalCollectives::Converse(Conversation& conversation) {
       const uint64_t number = ++messages_received_[slot];
       const Counted counted(waiting_);
       inbox.Receive(limit_, [&](const MessageHeader& header) {
-        if (header.bytes != transfer->data.bytes || header.element != transfer->element || header.number != number) {
+        if (!Fits(header.extent, transfer->data.extent()) || header.element != transfer->element ||
+            header.number != number) {
           throw CommError(NPU_ERROR_TASK_FAILED,
-                          DescribeMessageMismatch(number, NumberOf(peer), header.bytes, header.element, NumberOf(rank_),
-                                                  transfer->data.bytes, transfer->element));
+                          DescribeMessageMismatch(number, NumberOf(peer), header.extent, header.element,
+                                                  NumberOf(rank_), transfer->data.extent(), transfer->element));
         }
         return static_cast<std::byte*>(transfer->data.address);
       });

@@ -18,28 +18,31 @@ void FailMismatch(Transport& transport, int one, int other, const std::string& d
                            std::to_string(transport.call_number()) + ": " + signature(one) + ", " + signature(other) +
                            detail +
                            ". Every rank of a group must issue the same collectives in the same order with matching "
-                           "sizes and types";
+                           "sizes, types and memory formats";
   transport.Abort(text.c_str());
   throw CommError(NPU_ERROR_TASK_FAILED, text);
 }
 
-void RequireSameCall(Transport& transport, bool same_count) {
+void RequireSameCall(Transport& transport, bool same_data) {
   const Call& first = transport.CallOf(0);
   for (int peer = 1; peer < transport.size(); ++peer) {
     const Call& other = transport.CallOf(peer);
-    if (other.kind != first.kind || other.element != first.element || other.reduce != first.reduce ||
-        other.root != first.root || (same_count && other.count != first.count)) {
-      FailMismatch(transport, 0, peer);
-    }
+    if (!SameCall(first, other) || (same_data && other.count != first.count)) FailMismatch(transport, 0, peer);
   }
+  if (!same_data) return;
+  RequireCommonLayout(
+      transport.size(), [&](int rank) { return transport.CallOf(rank).layouts; },
+      [&](int one, int other) { FailMismatch(transport, one, other); });
 }
 
-void RequireSameSize(Transport& transport, int from, size_t sent, int to, size_t room) {
-  if (sent == room) return;
-  const ElementType element = transport.CallOf(from).element;
-  FailMismatch(transport, from, to,
-               ": rank " + std::to_string(from) + " sends " + DescribeBytes(sent, element) + " to rank " +
-                   std::to_string(to) + ", which expects " + DescribeBytes(room, element));
+std::string DescribeMisfit(int from, const Extent& sent, int to, const Extent& room, ElementType element) {
+  return ": rank " + std::to_string(from) + " sends " + DescribeSide(sent, element, room) + " to rank " +
+         std::to_string(to) + ", which expects " + DescribeSide(room, element, sent);
+}
+
+void RequireFit(Transport& transport, int from, const Extent& sent, int to, const Extent& room) {
+  if (Fits(sent, room)) return;
+  FailMismatch(transport, from, to, DescribeMisfit(from, sent, to, room, transport.CallOf(from).element));
 }
 
 }  // namespace npu::distributed

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "process_group/process_group_hccl.h"
+#include "process_group/tensor_checks.h"
 
 namespace npu::distributed {
 
@@ -94,6 +95,8 @@ c10::intrusive_ptr<c10d::Work> ProcessGroupHCCL::Run(Call call) {
   const std::lock_guard lock(mutex_);
   const at::Tensor& witness = call.outputs.empty() ? call.inputs.front() : call.outputs.front();
   const int device = witness.device().index();
+  CheckDevice(call.inputs, device);
+  CheckDevice(call.outputs, device);
   const bool deferred = coalescing_open_ || Scope().depth > 0;
   const bool on_pair = !deferred && call.peer >= 0 && UsesPairs();
   Lane& lane = on_pair ? PairLane(device, call.peer) : GroupLane(device);

@@ -97,8 +97,12 @@ WorkPtr ProcessGroupHCCL::allgather(std::vector<std::vector<at::Tensor>>& output
   TORCH_CHECK(outputs.front().size() == static_cast<size_t>(size_), "allgather: expected ", size_,
               " output tensors, one per rank, but got ", outputs.front().size());
   Call call{OpType::ALLGATHER, "hccl::all_gather", {input}, outputs.front(), {}};
-  call.body = [type = ElementTypeOf(input), from = RegionOf(input),
-               to = RegionsOf(outputs.front())](Collectives& group) { group.AllGather(type, from, to); };
+  const Region from = RegionOf(input);
+  std::vector<Region> to = RegionsOf(outputs.front());
+  CheckSameLayout("all_gather", from, to[static_cast<size_t>(rank_)]);
+  call.body = [type = ElementTypeOf(input), from, to = std::move(to)](Collectives& group) {
+    group.AllGather(type, from, to);
+  };
   call.timeout = options.timeout;
   return Run(std::move(call));
 }
@@ -132,6 +136,7 @@ WorkPtr ProcessGroupHCCL::allgather_into_tensor_coalesced(std::vector<at::Tensor
                       "output tensor size must be equal to world_size times input tensor size, but got ",
                       outputs[i].numel(), " and ", size_, " * ", inputs[i].numel());
     pairs.push_back({ElementTypeOf(inputs[i]), RegionOf(inputs[i]), EqualParts(outputs[i], size_)});
+    CheckSameLayout("all_gather_into_tensor", pairs.back().from, pairs.back().to.front());
   }
   Call call{OpType::_ALLGATHER_BASE, "hccl::all_gather_into_tensor", inputs, outputs, {}};
   call.body = [pairs = std::move(pairs)](Collectives& group) {
@@ -145,10 +150,13 @@ WorkPtr ProcessGroupHCCL::ReduceScatterInto(OpType op, at::Tensor& output, std::
                                             std::vector<Region> parts, const c10d::ReduceOp& reduce,
                                             std::chrono::milliseconds timeout) {
   const Reduction reduction = ScatteredReductionOf(reduce, output);
+  const Region to = RegionOf(output);
+  CheckSameLayout("reduce_scatter", parts[static_cast<size_t>(rank_)], to);
   Call call{op, "hccl::reduce_scatter", std::move(inputs), {output}, {}};
   if (reduction.factor.defined()) call.inputs.push_back(reduction.factor);
-  call.body = [type = ElementTypeOf(output), reduction, from = std::move(parts), to = RegionOf(output)](
-                  Collectives& group) { group.ReduceScatter(type, reduction.kind, reduction.Factor(), from, to); };
+  call.body = [type = ElementTypeOf(output), reduction, from = std::move(parts), to](Collectives& group) {
+    group.ReduceScatter(type, reduction.kind, reduction.Factor(), from, to);
+  };
   call.timeout = timeout;
   return Run(std::move(call));
 }
@@ -182,6 +190,7 @@ WorkPtr ProcessGroupHCCL::reduce_scatter(std::vector<at::Tensor>& outputs, std::
   for (at::Tensor& part : parts) part = part.contiguous();  // dense they are, but maybe channels last
   const std::vector<Region> from = RegionsOf(parts);
   const at::Tensor joined = at::empty({output.numel() * size_}, output.options());
+  CheckSameLayout("reduce_scatter", RegionOf(joined), RegionOf(output));
   if (reduction.factor.defined()) call.inputs.push_back(reduction.factor);
   call.scratch.push_back(joined);
   call.body = [type = ElementTypeOf(output), reduction, from, room = RegionOf(joined),
@@ -226,6 +235,7 @@ WorkPtr ProcessGroupHCCL::reduce_scatter_tensor_coalesced(std::vector<at::Tensor
     if (reduction.factor.defined()) call.inputs.push_back(reduction.factor);
     pairs.push_back(
         {ElementTypeOf(outputs[i]), std::move(reduction), EqualParts(inputs[i], size_), RegionOf(outputs[i])});
+    CheckSameLayout("reduce_scatter_tensor", pairs.back().from.front(), pairs.back().to);
   }
   call.body = [pairs = std::move(pairs)](Collectives& group) {
     for (const Pair& pair : pairs) {
@@ -288,8 +298,11 @@ WorkPtr ProcessGroupHCCL::scatter(std::vector<at::Tensor>& outputs, std::vector<
     sent = inputs.front();
   }
   Call call{OpType::SCATTER, "hccl::scatter", sent, {output}, {}};
-  call.body = [type = ElementTypeOf(output), root = static_cast<int>(options.rootRank), from = RegionsOf(sent),
-               to = RegionOf(output)](Collectives& group) { group.Scatter(type, root, from, to); };
+  std::vector<Region> from = RegionsOf(sent);
+  const Region to = RegionOf(output);
+  if (!from.empty()) CheckSameLayout("scatter", from[static_cast<size_t>(rank_)], to);
+  call.body = [type = ElementTypeOf(output), root = static_cast<int>(options.rootRank), from = std::move(from),
+               to](Collectives& group) { group.Scatter(type, root, from, to); };
   call.timeout = options.timeout;
   return Run(std::move(call));
 }
@@ -307,8 +320,11 @@ WorkPtr ProcessGroupHCCL::gather(std::vector<std::vector<at::Tensor>>& outputs, 
     received = outputs.front();
   }
   Call call{OpType::GATHER, "hccl::gather", {input}, received, {}};
-  call.body = [type = ElementTypeOf(input), root = static_cast<int>(options.rootRank), from = RegionOf(input),
-               to = RegionsOf(received)](Collectives& group) { group.Gather(type, root, from, to); };
+  const Region from = RegionOf(input);
+  std::vector<Region> to = RegionsOf(received);
+  if (!to.empty()) CheckSameLayout("gather", from, to[static_cast<size_t>(rank_)]);
+  call.body = [type = ElementTypeOf(input), root = static_cast<int>(options.rootRank), from,
+               to = std::move(to)](Collectives& group) { group.Gather(type, root, from, to); };
   call.timeout = options.timeout;
   return Run(std::move(call));
 }
@@ -357,6 +373,7 @@ WorkPtr ProcessGroupHCCL::allgather_coalesced(std::vector<std::vector<at::Tensor
     for (const std::vector<at::Tensor>& list : outputs) gathered.push_back(list[i]);
     CheckTensorList(gathered, inputs[i]);
     parts.push_back({ElementTypeOf(inputs[i]), RegionOf(inputs[i]), RegionsOf(gathered)});
+    CheckSameLayout("all_gather_coalesced", parts.back().from, parts.back().to[static_cast<size_t>(rank_)]);
   }
   call.body = [parts = std::move(parts)](Collectives& group) {
     for (const Part& part : parts) group.AllGather(part.type, part.from, part.to);

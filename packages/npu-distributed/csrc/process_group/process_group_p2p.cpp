@@ -57,8 +57,6 @@ WorkPtr ProcessGroupHCCL::BatchTransfers(const std::vector<std::string>& ops, st
     TORCH_CHECK_VALUE(peers[i] >= 0 && peers[i] < size_, "batch_isend_irecv: the rank of operation ", i,
                       " should be in [0, ", size_, "), but got ", peers[i]);
     CheckTensor(tensors[i]);
-    TORCH_CHECK(tensors[i].device() == tensors.front().device(), "batch_isend_irecv: tensors must be on one device, ",
-                "but got ", tensors[i].device(), " and ", tensors.front().device());
     (is_send ? call.inputs : call.outputs).push_back(tensors[i]);
     call.transfers.push_back(TransferOf(is_send, tensors[i], static_cast<int>(peers[i])));
   }

@@ -45,8 +45,10 @@ WorkPtr ProcessGroupHCCL::AllGatherUneven(at::Tensor& output, at::Tensor& input,
   TORCH_CHECK(output.dim() > 0, "all_gather_into_tensor_uneven: the output needs at least one dimension");
   std::vector<Region> parts = SplitParts(output, splits, size_, "the output");
   CheckShare("all_gather_into_tensor_uneven", "input", input, parts[static_cast<size_t>(rank_)]);
+  const Region from = RegionOf(input);
+  CheckSameLayout("all_gather_into_tensor_uneven", from, parts[static_cast<size_t>(rank_)]);
   Call call{OpType::_ALLGATHER_BASE, "hccl::all_gather_into_tensor_uneven", {input}, {output}, {}};
-  call.body = [type = ElementTypeOf(input), from = RegionOf(input), to = std::move(parts)](Collectives& group) {
+  call.body = [type = ElementTypeOf(input), from, to = std::move(parts)](Collectives& group) {
     group.AllGather(type, from, to);
   };
   call.timeout = options.timeout;
@@ -104,10 +106,13 @@ WorkPtr ProcessGroupHCCL::ReduceInto(at::Tensor& output, at::Tensor& input, cons
                     size_, "), but got ", options.rootRank);
   const Reduction reduction = ReductionOf(options.reduceOp, input);
   const bool is_root = rank_ == options.rootRank;
+  const Region from = RegionOf(input);
+  const Region to = RegionOf(output);
+  if (is_root) CheckSameLayout("_reduce_oop", from, to);
   Call call{OpType::REDUCE, "hccl::reduce", {input}, {output}, {}};
   if (reduction.factor.defined()) call.inputs.push_back(reduction.factor);
-  call.body = [type = ElementTypeOf(input), reduction, root = static_cast<int>(options.rootRank), is_root,
-               from = RegionOf(input), to = RegionOf(output)](Collectives& group) {
+  call.body = [type = ElementTypeOf(input), reduction, root = static_cast<int>(options.rootRank), is_root, from,
+               to](Collectives& group) {
     if (is_root && from.bytes != 0) std::memmove(to.address, from.address, from.bytes);
     group.Reduce(type, reduction.kind, reduction.Factor(), root, is_root ? to : from);
   };

@@ -47,6 +47,14 @@ std::optional<ElementType> Lookup(at::ScalarType type) {
   }
 }
 
+/// Of a tensor that CheckTensor has passed.
+LayoutSet LayoutsOf(const at::Tensor& tensor) {
+  LayoutSet layouts = tensor.is_contiguous() ? kContiguous : 0;
+  if (tensor.dim() == 4 && tensor.is_contiguous(at::MemoryFormat::ChannelsLast)) layouts |= kChannelsLast;
+  if (tensor.dim() == 5 && tensor.is_contiguous(at::MemoryFormat::ChannelsLast3d)) layouts |= kChannelsLast3d;
+  return layouts;
+}
+
 }  // namespace
 
 void CheckTensor(const at::Tensor& tensor) {
@@ -64,16 +72,29 @@ void CheckTensorList(const std::vector<at::Tensor>& tensors, const at::Tensor& l
     CheckTensor(tensor);
     TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), "Tensors must have identical type, but got ",
                      tensor.scalar_type(), " and ", like.scalar_type());
-    TORCH_CHECK(tensor.device() == like.device(), "Tensors must be on one device, but got ", tensor.device(), " and ",
-                like.device());
   }
+  CheckDevice(tensors, like.device().index());
+}
+
+void CheckDevice(const std::vector<at::Tensor>& tensors, int device) {
+  for (const at::Tensor& tensor : tensors) {
+    TORCH_CHECK(tensor.device().index() == device,
+                "ProcessGroupHCCL support one device per process only: this call has tensors on npu:", device,
+                " and npu:", static_cast<int>(tensor.device().index()), "; move them to one device first");
+  }
+}
+
+void CheckSameLayout(const char* op, const Region& from, const Region& to) {
+  TORCH_CHECK(SameLayout(from.layouts, to.layouts), op,
+              ": Tensors must be contiguous or share one memory format, but the input is ", LayoutName(from.layouts),
+              " and the output ", LayoutName(to.layouts), "; call .contiguous() first");
 }
 
 ElementType ElementTypeOf(const at::Tensor& tensor) { return *Lookup(tensor.scalar_type()); }
 
 Region RegionOf(const at::Tensor& tensor) {
   if (tensor.numel() == 0) return {};
-  return {tensor.data_ptr(), tensor.nbytes()};
+  return {tensor.data_ptr(), tensor.nbytes(), LayoutsOf(tensor)};
 }
 
 std::vector<Region> RegionsOf(const std::vector<at::Tensor>& tensors) {
@@ -89,7 +110,8 @@ std::vector<Region> EqualParts(const at::Tensor& tensor, int parts) {
   const size_t bytes = tensor.nbytes() / static_cast<size_t>(parts);
   if (bytes == 0) return regions;
   auto* base = static_cast<std::byte*>(tensor.data_ptr());
-  for (size_t i = 0; i < regions.size(); ++i) regions[i] = {base + i * bytes, bytes};
+  const LayoutSet layouts = LayoutsOf(tensor);
+  for (size_t i = 0; i < regions.size(); ++i) regions[i] = {base + i * bytes, bytes, layouts};
   return regions;
 }
 
@@ -107,6 +129,7 @@ std::vector<Region> SplitParts(const at::Tensor& tensor, const std::vector<int64
               "Split sizes doesn't match total dim 0 size of ", what);
   std::vector<Region> regions;
   const size_t row = tensor.size(0) == 0 ? 0 : tensor.nbytes() / static_cast<size_t>(tensor.size(0));
+  const LayoutSet layouts = LayoutsOf(tensor);
   size_t offset = 0;
   for (const int64_t rows : splits) {
     TORCH_CHECK(rows >= 0, "Split sizes should not be negative: ", what, " is split into ", splits);
@@ -114,7 +137,7 @@ std::vector<Region> SplitParts(const at::Tensor& tensor, const std::vector<int64
     if (bytes == 0) {
       regions.push_back({});
     } else {
-      regions.push_back({static_cast<std::byte*>(tensor.data_ptr()) + offset, bytes});
+      regions.push_back({static_cast<std::byte*>(tensor.data_ptr()) + offset, bytes, layouts});
     }
     offset += bytes;
   }
@@ -129,6 +152,7 @@ void CheckOwnShare(const char* op, int rank, const at::Tensor& like, const std::
                     " sends itself what it receives, but split ", rank, " of its input has ",
                     inputs[own].bytes / element, " elements and split ", rank, " of its output has ",
                     outputs[own].bytes / element);
+  CheckSameLayout(op, inputs[own], outputs[own]);
 }
 
 double Reduction::Factor() const {

@@ -16,6 +16,12 @@ void CheckTensor(const at::Tensor& tensor);
 /// The same for a list; also that it is not empty and shares one type and device with `like`.
 void CheckTensorList(const std::vector<at::Tensor>& tensors, const at::Tensor& like);
 
+/// Throws unless every tensor is on `device`, which all tensors of a group share.
+void CheckDevice(const std::vector<at::Tensor>& tensors, int device);
+/// Throws unless bytes of `from` may be taken for bytes of `to`: both are of this rank, of which no other rank can tell
+/// before it is queued.
+void CheckSameLayout(const char* op, const Region& from, const Region& to);
+
 ElementType ElementTypeOf(const at::Tensor& tensor);
 Region RegionOf(const at::Tensor& tensor);
 std::vector<Region> RegionsOf(const std::vector<at::Tensor>& tensors);
@@ -25,7 +31,7 @@ std::vector<Region> EqualParts(const at::Tensor& tensor, int parts);
 /// `size` stretches of `tensor`: the rows that `splits` says, equal ones when it is empty.
 std::vector<Region> SplitParts(const at::Tensor& tensor, const std::vector<int64_t>& splits, int size,
                                const char* what);
-/// Throws unless rank `rank` sends itself as much as it receives from itself: no other rank can tell.
+/// Throws unless rank `rank` sends itself as much as it receives from itself, in the same layout.
 void CheckOwnShare(const char* op, int rank, const at::Tensor& like, const std::vector<Region>& inputs,
                    const std::vector<Region>& outputs);
 

@@ -92,8 +92,10 @@ void WorkHCCL::abort() { AbortGroup("the Work of " + Describe() + " was aborted"
 
 c10::intrusive_ptr<c10::ivalue::Future> WorkHCCL::getFuture() {
   const std::lock_guard lock(mutex_);
-  if (future_) return future_;
   const Submission& submission = *start_.submission;
+  const bool failed = submission.record.failed();
+  // One that was made before the failure was known says nothing of it.
+  if (future_ && (!failed || future_->hasError())) return future_;
   TORCH_CHECK(
       submission.submitted, Describe(),
       ": get_future() before the call is submitted, which _group_end() or the end of the coalescing block does");
@@ -102,7 +104,11 @@ c10::intrusive_ptr<c10::ivalue::Future> WorkHCCL::getFuture() {
                                                          std::vector<c10::Device>{stream.device()});
   // A future records its own events, on whatever stream is current: make that the communication stream.
   const c10::StreamGuard guard(stream);
-  future->markCompleted(c10::IValue(start_.outputs));
+  if (failed) {
+    future->setError(exception());
+  } else {
+    future->markCompleted(c10::IValue(start_.outputs));
+  }
   future_ = std::move(future);
   return future_;
 }

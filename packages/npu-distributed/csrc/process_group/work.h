@@ -52,7 +52,7 @@ class WorkHCCL final : public c10d::Work {
   bool wait(std::chrono::milliseconds timeout = kNoTimeout) override;
   void blockCurrentStream() override { synchronize(); }
   void abort() override;
-  /// Made by the first caller.
+  /// Made by the first caller; of a call that is known to have failed it raises the failure.
   c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
   uint64_t getSequencenumber() const override;
   /// Milliseconds from the start to the end of the task; raises before the end.

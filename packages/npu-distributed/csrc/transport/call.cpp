@@ -50,6 +50,15 @@ const char* Name(CallKind kind) {
   return "unknown";
 }
 
+const char* LayoutName(LayoutSet layouts) {
+  if ((layouts & kContiguous) != 0) return "contiguous";
+  return (layouts & kChannelsLast) != 0 ? "channels_last" : "channels_last_3d";
+}
+
+bool SameCall(const Call& one, const Call& other) {
+  return one.kind == other.kind && one.element == other.element && one.reduce == other.reduce && one.root == other.root;
+}
+
 std::string Describe(const Call& call) {
   std::string text = Name(call.kind);
   if (call.kind == CallKind::kBarrier || call.kind == CallKind::kOperator) return text;
@@ -58,6 +67,7 @@ std::string Describe(const Call& call) {
     text += ", op=" + NameOrNumber(call.reduce);
   }
   if (call.root >= 0) text += ", root=" + std::to_string(call.root);
+  if ((call.layouts & kContiguous) == 0) text += std::string(", ") + LayoutName(call.layouts);
   return text + ')';
 }
 
@@ -67,13 +77,18 @@ std::string DescribeBytes(uint64_t bytes, ElementType element) {
   return std::to_string(bytes / SizeOf(element)) + " x " + Name(element);
 }
 
-std::string DescribeMessageMismatch(uint64_t number, int from, uint64_t sent_bytes, ElementType sent, int to,
-                                    uint64_t expected_bytes, ElementType expected) {
+std::string DescribeSide(const Extent& side, ElementType element, const Extent& other) {
+  const std::string text = DescribeBytes(side.bytes, element);
+  return SameLayout(side.layouts, other.layouts) ? text : text + " (" + LayoutName(side.layouts) + ")";
+}
+
+std::string DescribeMessageMismatch(uint64_t number, int from, const Extent& sent, ElementType sent_element, int to,
+                                    const Extent& expected, ElementType expected_element) {
   const std::string sender = "rank " + std::to_string(from);
   const std::string receiver = "rank " + std::to_string(to);
   return "EI0005: hccl: send and receive differ: message number " + std::to_string(number) + " from " + sender +
-         " to " + receiver + ": " + sender + " sends " + DescribeBytes(sent_bytes, sent) + ", " + receiver +
-         " receives " + DescribeBytes(expected_bytes, expected) +
+         " to " + receiver + ": " + sender + " sends " + DescribeSide(sent, sent_element, expected) + ", " + receiver +
+         " receives " + DescribeSide(expected, expected_element, sent) +
          ". Messages of two ranks match in the order of their calls";
 }
 

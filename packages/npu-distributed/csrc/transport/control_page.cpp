@@ -50,7 +50,7 @@ ControlPage::ControlPage(int fd, int size, int regions)
       size_(size),
       region_capacity_(static_cast<size_t>(regions)),
       slot_bytes_(
-          RoundUp(sizeof(AnnouncementHeader) + region_capacity_ * (sizeof(uint64_t) + sizeof(npu_memory_handle)), 64) +
+          RoundUp(sizeof(AnnouncementHeader) + region_capacity_ * (sizeof(Extent) + sizeof(npu_memory_handle)), 64) +
           kInlineBytes),
       mail_begin_(RoundUp(kHeaderBytes + static_cast<size_t>(size) * (sizeof(RankState) + 2 * slot_bytes_), 4096)),
       // Pages of pairs that never exchange a message are never touched, so they cost address space only.
@@ -118,12 +118,12 @@ AnnouncementHeader& ControlPage::header(int rank, uint64_t call) {
   return *reinterpret_cast<AnnouncementHeader*>(slots + (static_cast<size_t>(rank) * 2 + call % 2) * slot_bytes_);
 }
 
-uint64_t* ControlPage::region_bytes(int rank, uint64_t call) {
-  return reinterpret_cast<uint64_t*>(reinterpret_cast<std::byte*>(&header(rank, call)) + sizeof(AnnouncementHeader));
+Extent* ControlPage::region_extents(int rank, uint64_t call) {
+  return reinterpret_cast<Extent*>(reinterpret_cast<std::byte*>(&header(rank, call)) + sizeof(AnnouncementHeader));
 }
 
 npu_memory_handle* ControlPage::region_handles(int rank, uint64_t call) {
-  return reinterpret_cast<npu_memory_handle*>(region_bytes(rank, call) + region_capacity_);
+  return reinterpret_cast<npu_memory_handle*>(region_extents(rank, call) + region_capacity_);
 }
 
 std::byte* ControlPage::payload(int rank, uint64_t call) {

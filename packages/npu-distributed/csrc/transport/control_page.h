@@ -40,7 +40,7 @@ struct alignas(128) RankState {
 
 struct MessageSlot {
   uint64_t number;
-  uint64_t bytes;
+  Extent extent;
   ElementType element;
   uint32_t in_payload;  ///< 1: the bytes are in `payload`; 0: in the memory that `handle` names
   npu_memory_handle handle;
@@ -74,7 +74,7 @@ class ControlPage {
   std::atomic<uint32_t>& joined();
   RankState& state(int rank);
   AnnouncementHeader& header(int rank, uint64_t call);
-  uint64_t* region_bytes(int rank, uint64_t call);
+  Extent* region_extents(int rank, uint64_t call);
   npu_memory_handle* region_handles(int rank, uint64_t call);
   std::byte* payload(int rank, uint64_t call);
   size_t region_capacity() const { return region_capacity_; }

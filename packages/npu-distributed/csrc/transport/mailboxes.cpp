@@ -79,7 +79,7 @@ bool Mailboxes::TrySend(Pending& pending) {
     if (!is_next || pending.number > taken + Mailbox::kSlots) return false;
     MessageSlot& slot = box.slots[(pending.number - 1) % Mailbox::kSlots];
     slot.number = pending.number;
-    slot.bytes = transfer.data.bytes;
+    slot.extent = transfer.data.extent();
     slot.element = transfer.element;
     slot.in_payload = transfer.data.bytes <= kInlineBytes ? 1 : 0;
     if (slot.in_payload == 0) {
@@ -104,14 +104,14 @@ bool Mailboxes::TryReceive(const Pending& pending) {
   if (incoming.finished + 1 != pending.number) return false;
   if (!incoming.early.empty()) {
     const EarlyMessage& message = incoming.early.front();
-    RequireSame(pending, message.element, message.bytes);
-    if (message.bytes != 0) std::memcpy(transfer.data.address, message.data.get(), message.bytes);
+    RequireSame(pending, message.element, message.extent);
+    if (message.data) std::memcpy(transfer.data.address, message.data.get(), message.extent.bytes);
     incoming.early.pop_front();
   } else {
     const MessageSlot* slot = NextPosted(incoming);
     if (slot == nullptr) return false;
-    RequireSame(pending, slot->element, slot->bytes);
-    if (slot->bytes != 0) std::memcpy(transfer.data.address, Locate(incoming, *slot), transfer.data.bytes);
+    RequireSame(pending, slot->element, slot->extent);
+    if (slot->extent.bytes != 0) std::memcpy(transfer.data.address, Locate(incoming, *slot), transfer.data.bytes);
     MarkTaken(transfer.peer);
   }
   ++incoming.finished;
@@ -134,12 +134,12 @@ void Mailboxes::ExchangeWithSelf(std::span<const Transfer> transfers) {
     const Pending pending{receive, ++incoming.finished};
     if (!incoming.early.empty()) {
       const EarlyMessage& message = incoming.early.front();
-      RequireSame(pending, message.element, message.bytes);
-      if (message.bytes != 0) std::memcpy(receive->data.address, message.data.get(), message.bytes);
+      RequireSame(pending, message.element, message.extent);
+      if (message.data) std::memcpy(receive->data.address, message.data.get(), message.extent.bytes);
       incoming.early.pop_front();
     } else if (sent < sends.size()) {
       const Transfer& send = *sends[sent++];
-      RequireSame(pending, send.element, send.data.bytes);
+      RequireSame(pending, send.element, send.data.extent());
       if (send.data.bytes != 0) std::memmove(receive->data.address, send.data.address, send.data.bytes);
     } else {
       throw CommError(NPU_ERROR_INVALID_ARGUMENT,
@@ -149,7 +149,7 @@ void Mailboxes::ExchangeWithSelf(std::span<const Transfer> transfers) {
   }
   for (; sent < sends.size(); ++sent) {
     const Transfer& send = *sends[sent];
-    incoming.early.push_back(Keep(send.element, send.data.address, send.data.bytes));
+    incoming.early.push_back(Keep(send.element, send.data.address, send.data.extent()));
   }
 }
 
@@ -158,7 +158,7 @@ const MessageSlot* Mailboxes::NextPosted(Incoming& incoming) {
   const uint64_t taken = box.taken.load(std::memory_order_relaxed);
   if (box.posted.load(std::memory_order_acquire) <= taken) return nullptr;
   const MessageSlot& slot = box.slots[taken % Mailbox::kSlots];
-  if (slot.number != taken + 1 || (slot.in_payload == 1 && slot.bytes > kInlineBytes)) {
+  if (slot.number != taken + 1 || (slot.in_payload == 1 && slot.extent.bytes > kInlineBytes)) {
     throw CommError(NPU_ERROR_SYSTEM, "hccl: message number " + std::to_string(taken + 1) + " of " +
                                           peers_.NameOf(incoming.peer) + " is damaged in the control page");
   }
@@ -168,7 +168,7 @@ const MessageSlot* Mailboxes::NextPosted(Incoming& incoming) {
 const std::byte* Mailboxes::Locate(Incoming& incoming, const MessageSlot& slot) {
   if (slot.in_payload == 1) return slot.payload;
   try {
-    return static_cast<const std::byte*>(incoming.imports.Address(0, slot.handle, slot.bytes));
+    return static_cast<const std::byte*>(incoming.imports.Address(0, slot.handle, slot.extent.bytes));
   } catch (const CommError& error) {
     const std::string gone = peers_.WhyUnreachable(incoming.peer);
     if (gone.empty()) throw;
@@ -182,11 +182,11 @@ void Mailboxes::MarkTaken(int peer) {
   page_.state(peer).mail.Ring();
 }
 
-Mailboxes::EarlyMessage Mailboxes::Keep(ElementType element, const void* data, size_t bytes) const {
-  EarlyMessage message{element, bytes, nullptr};
-  if (bytes != 0) {
-    message.data = std::make_unique_for_overwrite<std::byte[]>(bytes);
-    std::memcpy(message.data.get(), data, bytes);
+Mailboxes::EarlyMessage Mailboxes::Keep(ElementType element, const void* data, const Extent& extent) const {
+  EarlyMessage message{element, extent, nullptr};
+  if (extent.bytes != 0) {
+    message.data = std::make_unique_for_overwrite<std::byte[]>(extent.bytes);
+    std::memcpy(message.data.get(), data, extent.bytes);
   }
   return message;
 }
@@ -196,8 +196,8 @@ void Mailboxes::TakeIn(int peer) {
   const std::lock_guard lock(incoming.mutex);
   if (incoming.begun > incoming.finished) return;  // whoever waits for it receives it without this copy
   while (const MessageSlot* slot = NextPosted(incoming)) {
-    const size_t bytes = slot->bytes;
-    incoming.early.push_back(Keep(slot->element, bytes != 0 ? Locate(incoming, *slot) : nullptr, bytes));
+    const Extent extent = slot->extent;
+    incoming.early.push_back(Keep(slot->element, extent.bytes != 0 ? Locate(incoming, *slot) : nullptr, extent));
     MarkTaken(peer);
   }
 }
@@ -242,12 +242,12 @@ void Mailboxes::Wait(std::vector<Pending>& pending) {
 
 // ---- texts ----------------------------------------------------------------------------------------------------------
 
-void Mailboxes::RequireSame(const Pending& pending, ElementType element, uint64_t bytes) const {
+void Mailboxes::RequireSame(const Pending& pending, ElementType element, const Extent& sent) const {
   const Transfer& receive = *pending.transfer;
-  if (element == receive.element && bytes == receive.data.bytes) return;
+  if (element == receive.element && Fits(sent, receive.data.extent())) return;
   throw CommError(NPU_ERROR_TASK_FAILED,
-                  DescribeMessageMismatch(pending.number, peers_.NumberOf(receive.peer), bytes, element,
-                                          peers_.NumberOf(peers_.rank()), receive.data.bytes, receive.element));
+                  DescribeMessageMismatch(pending.number, peers_.NumberOf(receive.peer), sent, element,
+                                          peers_.NumberOf(peers_.rank()), receive.data.extent(), receive.element));
 }
 
 std::string Mailboxes::Describe(const Pending& pending) const {

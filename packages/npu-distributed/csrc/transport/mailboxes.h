@@ -37,7 +37,7 @@ class Mailboxes {
   /// A message taken in before its receive came.
   struct EarlyMessage {
     ElementType element;
-    size_t bytes;
+    Extent extent;
     std::unique_ptr<std::byte[]> data;
   };
 
@@ -70,8 +70,8 @@ class Mailboxes {
   void MarkTaken(int peer);
   /// Number of the last message of the pair that the peer has taken (of a send) or posted (of a receive).
   uint64_t PeerProgress(const Transfer& transfer) const;
-  EarlyMessage Keep(ElementType element, const void* data, size_t bytes) const;
-  void RequireSame(const Pending& pending, ElementType element, uint64_t bytes) const;
+  EarlyMessage Keep(ElementType element, const void* data, const Extent& extent) const;
+  void RequireSame(const Pending& pending, ElementType element, const Extent& sent) const;
   std::string Describe(const Pending& pending) const;
   std::string DescribeTimeout(const std::vector<Pending>& pending) const;
 

@@ -93,12 +93,12 @@ void SharedMemoryTransport::Meet(const Call& call, std::span<const std::byte> pa
   header.region_count = static_cast<uint32_t>(regions.size());
   if (!payload.empty()) std::memcpy(page_->payload(rank_, call_), payload.data(), payload.size());
   own_regions_.assign(regions.begin(), regions.end());
-  uint64_t* bytes = page_->region_bytes(rank_, call_);
+  Extent* extents = page_->region_extents(rank_, call_);
   npu_memory_handle* handles = page_->region_handles(rank_, call_);
   try {
     for (size_t i = 0; i < regions.size(); ++i) {
-      bytes[i] = regions[i].bytes;
-      if ((payload.empty() || share_beside_payload_) && bytes[i] != 0)
+      extents[i] = regions[i].extent();
+      if ((payload.empty() || share_beside_payload_) && regions[i].bytes != 0)
         handles[i] = exports_.Handle(regions[i].address, regions[i].bytes);
     }
   } catch (const CommError& error) {
@@ -125,13 +125,13 @@ std::span<const std::byte> SharedMemoryTransport::PayloadOf(int rank) const {
   return {page_->payload(rank, call_), std::min(bytes, kInlineBytes)};
 }
 
-size_t SharedMemoryTransport::RegionBytes(int rank, size_t index) const {
+Extent SharedMemoryTransport::ExtentOf(int rank, size_t index) const {
   const bool announced = index < page_->header(rank, call_).region_count && index < page_->region_capacity();
-  return announced ? page_->region_bytes(rank, call_)[index] : 0;
+  return announced ? page_->region_extents(rank, call_)[index] : Extent{};
 }
 
 std::span<std::byte> SharedMemoryTransport::RegionOf(int rank, size_t index) {
-  const size_t bytes = RegionBytes(rank, index);
+  const size_t bytes = ExtentOf(rank, index).bytes;
   if (bytes == 0) return {};
   if (rank == rank_) return {static_cast<std::byte*>(own_regions_[index].address), bytes};
   if (page_->header(rank, call_).payload_bytes != 0 && !share_beside_payload_) return {};

@@ -29,7 +29,7 @@ class SharedMemoryTransport final : public Transport {
   uint64_t call_number() const override { return call_; }
   const Call& CallOf(int rank) const override;
   std::span<const std::byte> PayloadOf(int rank) const override;
-  size_t RegionBytes(int rank, size_t index) const override;
+  Extent ExtentOf(int rank, size_t index) const override;
   std::span<std::byte> RegionOf(int rank, size_t index) override;
   bool ClaimPiece(int owner, uint32_t pieces, uint32_t* piece) override;
   void Part() override;

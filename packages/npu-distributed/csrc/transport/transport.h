@@ -16,6 +16,9 @@ namespace npu::distributed {
 struct Region {
   void* address = nullptr;
   size_t bytes = 0;
+  LayoutSet layouts = kAnyLayout;
+
+  Extent extent() const { return {bytes, layouts}; }
 };
 
 /// One message between this rank and `peer`.  Messages of one ordered pair of ranks match in the order of their calls.
@@ -41,7 +44,7 @@ class Transport {
   virtual size_t region_capacity() const = 0;
 
   /// Announces `call`, the payload and the regions, and waits until every rank has announced its own.  Beside a payload
-  /// the regions tell their sizes only: peers cannot address them.
+  /// the regions tell their extents only: peers cannot address them.
   virtual void Meet(const Call& call, std::span<const std::byte> payload, std::span<const Region> regions) = 0;
 
   /// How many times Meet was called: the same number on every rank.
@@ -50,8 +53,9 @@ class Transport {
   /// What `rank` announced at the last Meet; valid until the next one.
   virtual const Call& CallOf(int rank) const = 0;
   virtual std::span<const std::byte> PayloadOf(int rank) const = 0;
-  /// Size of region `index` of `rank`, 0 when it announced none.
-  virtual size_t RegionBytes(int rank, size_t index) const = 0;
+  /// Size and layouts of region `index` of `rank`; nothing when it announced none.
+  virtual Extent ExtentOf(int rank, size_t index) const = 0;
+  size_t RegionBytes(int rank, size_t index) const { return ExtentOf(rank, index).bytes; }
   /// Region `index` of `rank`, addressable here; its own region for the own rank.  Empty when it was announced so.
   virtual std::span<std::byte> RegionOf(int rank, size_t index) = 0;
 

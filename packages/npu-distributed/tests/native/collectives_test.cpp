@@ -266,6 +266,39 @@ void MismatchedCounts(Rank& self) {
   EXPECT(Contains(text, "90000 x float32") && Contains(text, "70 x float32"));
 }
 
+// Bytes in one order, to be taken for bytes in another: whether they travel inline or in place, nothing moves.
+void MismatchedLayouts(Rank& self) {
+  for (const size_t count : {16ul, 90000ul}) {
+    // Sets that have a layout in common fit together.
+    auto* data = self.memory.Allocate<float>(count);
+    for (size_t i = 0; i < count; ++i) data[i] = 1.0f;
+    for (const LayoutSet layouts : {kAnyLayout, kContiguous, kChannelsLast, kContiguous | kChannelsLast}) {
+      const Region region{data, count * 4, self.rank == 0 ? layouts : layouts | kChannelsLast3d};
+      AllReduce(self.transport, ElementType::kFloat32, ReduceKind::kMax, 1.0, region);
+    }
+  }
+  const size_t count = self.size == 2 ? 16 : 90000;
+  self.memory.Reset();
+  auto* data = self.memory.Allocate<float>(count);
+  for (size_t i = 0; i < count; ++i) data[i] = static_cast<float>(self.rank);
+  const int last = self.size - 1;
+  // Rank 0 has all layouts, the others one each.
+  const LayoutSet own = self.rank == 0 ? kAnyLayout : self.rank == last ? kChannelsLast : kContiguous;
+  if (self.size == 2) {
+    std::vector<Region> outputs(2, Region{data, count * 4, self.rank == 1 ? kChannelsLast : kContiguous});
+    const std::string text =
+        ErrorOf([&] { AllGather(self.transport, ElementType::kFloat32, {data, count * 4, own}, outputs); });
+    EXPECT(
+        Contains(text, "rank 1 sends 16 x float32 (channels_last) to rank 0, which expects 16 x float32 (contiguous)"));
+  } else {
+    const std::string text = ErrorOf(
+        [&] { AllReduce(self.transport, ElementType::kFloat32, ReduceKind::kSum, 1.0, {data, count * 4, own}); });
+    EXPECT(Contains(text, "EI0005") && Contains(text, "rank 1 all_reduce(90000 x float32, op=SUM), rank 2 ") &&
+           Contains(text, "all_reduce(90000 x float32, op=SUM, channels_last)"));
+  }
+  for (size_t i = 0; i < count; ++i) EXPECT(data[i] == static_cast<float>(self.rank));
+}
+
 // The sizes of an uneven call clash between two ranks: all ranks say which, and nobody's memory was touched.
 void MismatchedSplits(Rank& self) {
   self.memory.Reset();
@@ -496,6 +529,7 @@ int main(int argc, char** argv) {
     passed &= RunRanks("operators that differ at the end", size, OperatorsThatDifferAtTheEnd);
     passed &= RunRanks("large buffers", size, LargeBuffers, {.arena_bytes = 160u << 20});
     passed &= RunRanks("mismatched splits", size, MismatchedSplits);
+    passed &= RunRanks("mismatched layouts", size, MismatchedLayouts);
     passed &= RunRanks("payload against regions", size, PayloadAgainstRegions);
     passed &= RunRanks("killed in a call", size, KilledInACall, {.killed = 1});
     passed &= RunRanks("killed at any time", size, KilledAtAnyTime, {.killed = 1});

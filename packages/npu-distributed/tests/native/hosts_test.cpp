@@ -348,7 +348,38 @@ void MismatchedSizes(HostRank& self) {
     outputs.push_back({self.memory.Allocate<float>(16), 32});
   }
   const std::string text = ErrorOf([&] { self.group.AllToAll(ElementType::kFloat32, inputs, outputs); });
-  EXPECT(Contains(text, "rank 1 sends 12 x float32, rank 0 expects 8 x float32"));
+  EXPECT(Contains(text, "rank 1 sends 12 x float32 to rank 0, which expects 8 x float32"));
+}
+
+/// Ranks of different hosts hold the same tensor in different orders.
+void MismatchedLayouts(HostRank& self) {
+  const int last = self.size - 1;
+  const size_t bytes = self.size == 2 ? 64 : 400000;
+  auto* data = self.memory.Allocate<float>(bytes / 4);
+  const auto region = [&](LayoutSet layouts) { return Region{data, bytes, layouts}; };
+  self.group.AllReduce(ElementType::kFloat32, ReduceKind::kMax, 1.0, region(kChannelsLast));
+  self.group.AllReduce(ElementType::kFloat32, ReduceKind::kMax, 1.0, region(self.rank == 0 ? kAnyLayout : kContiguous));
+  std::string text;
+  if (self.size == 3) {
+    std::vector<Region> parts(3, region(self.rank == last ? kChannelsLast : kContiguous));
+    text = ErrorOf([&] { self.group.ReduceScatter(ElementType::kFloat32, ReduceKind::kSum, 1.0, parts, parts[0]); });
+    EXPECT(Contains(text, "reduce_scatter("));
+  } else if (self.size == 4) {
+    std::vector<Region> outputs(4, region(kContiguous));
+    text = ErrorOf([&] {
+      self.group.Gather(ElementType::kFloat32, 0, region(self.rank == last ? kChannelsLast : kContiguous),
+                        self.rank == 0 ? std::span<const Region>(outputs) : std::span<const Region>());
+    });
+    EXPECT(Contains(text,
+                    "rank 3 sends 100000 x float32 (channels_last) to rank 0, which expects 100000 x float32 "
+                    "(contiguous)"));
+  } else {
+    text = ErrorOf([&] {
+      self.group.Broadcast(ElementType::kFloat32, 0, region(self.rank == last ? kChannelsLast : kContiguous));
+    });
+    EXPECT(Contains(text, "root=0, channels_last)"));
+  }
+  EXPECT(Contains(text, "EI0005") && Contains(text, "rank " + std::to_string(last)));
 }
 
 void MismatchedMessages(HostRank& self) {
@@ -449,6 +480,7 @@ int main() {
     passed &= RunHosts("mismatched operators", places, MismatchedOperators);
     passed &= RunHosts("different operators", places, DifferentOperators);
     passed &= RunHosts("mismatched sizes", places, MismatchedSizes);
+    passed &= RunHosts("mismatched layouts", places, MismatchedLayouts);
     passed &= RunHosts("a peer dies", places, PeerDies);
     passed &= RunHosts("abort reaches everyone", places, AbortWakes);
   }
