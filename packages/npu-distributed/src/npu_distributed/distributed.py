@@ -63,6 +63,7 @@ def reinit_process_group(group: Any = None, rebuild_link: bool = True) -> Any:
     backend = _require_backend("reinit_process_group", group)
     backend._delete_tcpstore_key()
     backend.abort_hccl_comm("hccl: reinit_process_group")
+    backend.resume_hccl_comm(-1)  # what waits for failed works is usable again, too
     return group
 
 
