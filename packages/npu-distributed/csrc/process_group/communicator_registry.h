@@ -8,9 +8,9 @@ namespace npu::distributed {
 
 class Communicator;
 
-/// Notes the name that the communicator of group number `group`, which `description` describes, has or will have; it takes
-/// the place of the group's earlier one.  With `only_if_free` does nothing when another living group has the name, and
-/// returns the description of that group.
+/// Notes the name that the communicator of group number `group`, which `description` describes, has or will have; it
+/// takes the place of the group's earlier one.  With `only_if_free` does nothing when another living group has the
+/// name, and returns the description of that group.
 std::string HoldName(size_t group, const std::string& name, const std::string& description, bool only_if_free = false);
 /// The group has ended.
 void ReleaseName(size_t group) noexcept;

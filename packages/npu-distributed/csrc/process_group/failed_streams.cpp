@@ -66,9 +66,8 @@ std::string TakeError(npu_stream* stream) {
 void NoteFailedStream(size_t group, const WaitingStream& waiting) { All().Put({group, waiting}); }
 
 void ClearFailedStreams(size_t group, std::optional<std::thread::id> thread, std::chrono::milliseconds limit) {
-  const std::vector<Failure> failures = All().Take([&](const Failure& failure) {
-    return failure.group == group && (!thread || failure.waiting.thread == *thread);
-  });
+  const std::vector<Failure> failures = All().Take(
+      [&](const Failure& failure) { return failure.group == group && (!thread || failure.waiting.thread == *thread); });
   std::map<npu_stream*, bool> reached;
   for (const Failure& failure : failures) {
     npu_stream* stream = failure.waiting.stream;

@@ -1,5 +1,5 @@
-// Streams of callers that wait for a collective which has failed: they carry its error, drop what is queued on them, and
-// pass the error on to whatever waits for them, until somebody takes it.
+// Streams of callers that wait for a collective which has failed: they carry its error, drop what is queued on them,
+// and pass the error on to whatever waits for them, until somebody takes it.
 #pragma once
 
 #include <chrono>
@@ -22,8 +22,9 @@ struct WaitingStream {
 /// A collective of group number `group` has failed while `waiting` waited for it.
 void NoteFailedStream(size_t group, const WaitingStream& waiting);
 
-/// Takes the errors of the group's collectives from the streams that wait for them, or only from those that `thread` has
-/// made wait.  Gives each stream `limit` to come to its end.  An error that no collective has caused goes to stderr.
+/// Takes the errors of the group's collectives from the streams that wait for them, or only from those that `thread`
+/// has made wait.  Gives each stream `limit` to come to its end.  An error that no collective has caused goes to
+/// stderr.
 void ClearFailedStreams(size_t group, std::optional<std::thread::id> thread, std::chrono::milliseconds limit);
 
 /// The error of `stream` when that is known to carry one, which is taken from it; else empty.  Waits a moment for a

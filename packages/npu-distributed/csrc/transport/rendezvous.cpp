@@ -94,8 +94,8 @@ void Arrival::ThrowStoreFailure(const std::string& what, const std::string& reas
     ThrowIfEnded([] { return false; });
     std::this_thread::sleep_for(kLongestPoll);
   }
-  throw CommError(NPU_ERROR_SYSTEM,
-                  "EI0006: hccl rendezvous: " + store_.name + " failed while waiting for " + what + ": " + reason);
+  throw CommError(NPU_ERROR_SYSTEM, "EI0006: hccl rendezvous: " + store_.name + " failed while waiting for " + what +
+                                        ": " + reason.substr(0, reason.find('\n')));  // the rest is a stack
 }
 
 void Arrival::Set(const std::string& key, const std::string& value) {
