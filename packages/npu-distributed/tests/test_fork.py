@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ def use_tcp_store(rank: int, size: int, folder: str) -> None:
         Path(folder, "new").rename(port)
     else:
         while not port.exists():
-            pass
+            time.sleep(0.01)
         store = dist.TCPStore("127.0.0.1", int(port.read_text()), size)
     dist.init_process_group("hccl", store=store, rank=rank, world_size=size)
 
