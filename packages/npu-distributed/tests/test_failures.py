@@ -223,6 +223,123 @@ def shut_down_all(rank: int, size: int, seconds: float) -> float:
     return time.monotonic() - begin
 
 
+_kept: dict = {}
+
+
+def backend() -> dist.ProcessGroupHCCL:
+    return dist.group.WORLD._get_backend(torch.device("npu"))
+
+
+def call_what_does_not_fit(rank: int, size: int) -> None:
+    """In the synchronous form: the current stream waits, unless the call has failed already."""
+    try:
+        dist.all_reduce(torch.ones(3 + rank, device="npu"))
+    except RuntimeError as error:
+        assert "EI0005" in str(error), error
+
+
+def wait_for_failure(rank: int, size: int) -> None:
+    """Return when the failure is known; no stream is synchronised."""
+    while not backend().has_failed():
+        time.sleep(0.01)
+
+
+def follow_advice(rank: int, size: int, advice: str, store: str) -> list[str | float]:
+    """A failed group says what to do; what it gives after that was done."""
+    said: list[str | float] = []
+    tensor = torch.ones(3, device="npu")
+    try:
+        dist.all_reduce(tensor)
+    except dist.DistBackendError as error:
+        said.append(str(error))
+    if advice == "reinit":
+        dist.reinit_process_group()
+    else:
+        initialise_again(rank, size, store)
+    for count in (3, 5000, 3):
+        tensor = torch.full((count,), 1.0 + rank, device="npu")
+        dist.all_reduce(tensor)
+        said.append(tensor[count - 1].item())
+    return said
+
+
+def wait_and_abort(rank: int, size: int) -> None:
+    """Wait for a collective that nobody joins, in the synchronous form, and abort it."""
+    tensor = torch.ones(5000, device="npu")
+    dist.all_reduce(tensor)
+    backend().abort()
+
+
+def abort(rank: int, size: int) -> None:
+    backend().abort()
+
+
+def reduce_three_times(rank: int, size: int) -> list[float]:
+    values = []
+    for _ in range(3):
+        tensor = torch.full((5000,), 1.0 + rank, device="npu")
+        dist.all_reduce(tensor)
+        values.append(tensor[4999].item())
+    return values
+
+
+def make_second_group(rank: int, size: int) -> None:
+    _kept["group"] = dist.new_group()
+    for group in (None, _kept["group"]):
+        dist.all_reduce(torch.ones(5000, device="npu"), group=group)
+    torch.npu.synchronize()
+
+
+def reduce_in_second_group(rank: int, size: int) -> None:
+    _kept["work"] = dist.all_reduce(torch.ones(3 + rank, device="npu"), group=_kept["group"], async_op=True)
+    if rank == 0:  # the first one: its stream waits before there is a failure
+        _kept["work"].wait()
+
+
+def finished(rank: int, size: int) -> bool:
+    while not _kept["work"].is_completed():
+        time.sleep(0.01)
+    return _kept["work"].is_success()
+
+
+def try_to_reduce(rank: int, size: int) -> str:
+    try:
+        dist.all_reduce(torch.ones(3, device="npu"))
+    except dist.DistBackendError as error:
+        return str(error)
+    return "no error"
+
+
+def use_tcp_store(rank: int, size: int, folder: str) -> None:
+    """Make the world anew on a store that rank 0 keeps."""
+    dist.destroy_process_group()
+    port = Path(folder, "port")
+    if rank == 0:
+        store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
+        Path(folder, "new").write_text(str(store.port))
+        Path(folder, "new").rename(port)
+    else:
+        while not port.exists():
+            time.sleep(0.01)
+        store = dist.TCPStore("127.0.0.1", int(port.read_text()), size)
+    dist.init_process_group("hccl", store=store, rank=rank, world_size=size)
+
+
+def first_calls(rank: int, size: int) -> list[str]:
+    """First collective and first message after rank 0 has gone with the store."""
+    said = []
+    for call in (lambda t: dist.all_reduce(t), lambda t: dist.recv(t, 0)):
+        tensor = torch.ones(3, device="npu")
+        begin = time.monotonic()
+        try:
+            call(tensor)
+            torch.npu.synchronize()
+        except RuntimeError as error:
+            said.append(str(error))
+        assert time.monotonic() - begin < 60  # HCCL_CONNECT_TIMEOUT is 120 s, the store's time-out half an hour
+    return said
+
+
 def test_a_dead_peer_is_noticed(fresh_ranks) -> None:
     group = fresh_ranks(2)
     pids = group.run(warm_up)
@@ -289,6 +406,54 @@ def test_a_failed_group_can_be_rebuilt(fresh_ranks) -> None:
     group.run(different_calls)
     for error, value in group.run(rebuild):
         assert "an earlier collective of this group failed" in error and value == 3.0
+
+
+@pytest.mark.parametrize("advice", ("reinit", "initialise"))
+def test_the_advice_of_a_failed_group_works(fresh_ranks, tmp_path: Path, advice: str) -> None:
+    """Also when a stream waits for what has failed and nobody has synchronised it."""
+    group = fresh_ranks(2)
+    group.run(warm_up)
+    for rank in (0, 1):
+        group.run_only(rank, call_what_does_not_fit)
+    group.run(wait_for_failure)
+    for error, *values in group.run(follow_advice, advice, str(tmp_path / "store")):
+        assert "an earlier collective of this group failed" in error and "reinit_process_group()" in error
+        assert values == [3.0] * 3, values
+    assert group.close() == [0, 0], group.logs()
+
+
+def test_a_group_works_after_an_abort_of_a_collective_that_a_stream_waits_for(fresh_ranks) -> None:
+    group = fresh_ranks(2)
+    group.run(warm_up)
+    for _ in range(2):
+        group.run_only(0, wait_and_abort)
+        group.run_only(1, abort)
+        assert group.run(reduce_three_times) == [[3.0] * 3] * 2
+    assert group.close() == [0, 0], group.logs()
+
+
+def test_a_failed_stream_does_not_end_another_group(fresh_ranks) -> None:
+    """The error is raised where the collective is called, before its peers hear of it."""
+    group = fresh_ranks(2, TORCH_HCCL_ASYNC_ERROR_HANDLING="2")
+    group.run(make_second_group)
+    for rank in (0, 1):
+        group.run_only(rank, reduce_in_second_group)
+    assert group.run(finished) == [False, False]
+    error = group.run_only(0, try_to_reduce)
+    assert "the current stream carries the error of an earlier collective" in error and "EI0005" in error, error
+    assert group.run(reduce_three_times) == [[3.0] * 3] * 2
+
+
+def test_a_store_that_ends_before_the_first_collective(fresh_ranks, tmp_path: Path) -> None:
+    group = fresh_ranks(2, TORCH_HCCL_ASYNC_ERROR_HANDLING="2")
+    group.run(use_tcp_store, str(tmp_path))
+    group.start(die, only=(0,))
+    assert group.answer(0) is None
+    port = (tmp_path / "port").read_text()
+    said = group.run_only(1, first_calls)
+    assert len(said) == 2, said
+    for text in said:
+        assert "EI0006" in text and f"TCPStore at 127.0.0.1:{port}, kept by rank 0" in text, text
 
 
 def test_timeout_ends_the_process(fresh_ranks) -> None:

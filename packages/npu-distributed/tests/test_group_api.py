@@ -116,6 +116,35 @@ def check_rebuilding(rank: int, size: int) -> None:
     dist.destroy_process_group(group)
 
 
+def check_names(rank: int, size: int) -> None:
+    """A name belongs to one living group."""
+    first, second = dist.new_group(), dist.new_group()
+    world = backend_of().get_hccl_comm_name(rank)
+    backend_of(first)._set_hccl_comm_name("training")
+    own = f"group_name_{first.group_name}"
+    for name, holder in (("training", first), (world, dist.group.WORLD)):
+        with pytest.raises(RuntimeError, match=f'"{name}" belongs to process group "{holder.group_name}"'):
+            backend_of(second)._set_hccl_comm_name(name)
+    default = f"group_name_{second.group_name}"
+    with pytest.raises(RuntimeError, match=f'"{default}" belongs to process group "{second.group_name}"'):
+        backend_of(dist.new_group())._set_hccl_comm_name(default)
+    tensor = ones()
+    for group in (first, second):
+        dist.all_reduce(tensor, group=group)
+    assert backend_of(first).get_hccl_comm_name(rank) == "training"
+    assert backend_of(second).get_hccl_comm_name(rank) == default
+    backend_of(dist.new_group())._set_hccl_comm_name(own)  # nobody has it any more
+    torch.npu.synchronize()
+    dist.barrier()
+    dist.destroy_process_group(first)
+    third = dist.new_group()
+    backend_of(third)._set_hccl_comm_name("training")
+    dist.all_reduce(tensor, group=third)
+    assert backend_of(third).get_hccl_comm_name(rank) == "training"
+    assert tensor.tolist() == [float(size**3)] * 4
+    dist.barrier()
+
+
 def check_gather(rank: int, size: int) -> None:
     """As torch's: the receiver's list says what comes, others pass none; also in a subgroup."""
     given = torch.full((2, 3), rank, device="npu")
@@ -299,6 +328,7 @@ def dist_store_path() -> str:
         check_subgroups,
         check_group_of_one,
         check_rebuilding,
+        check_names,
         check_gather,
         check_works,
         check_sequence_numbers,

@@ -28,8 +28,21 @@ void CallRecord::Fail(npu_status status, const std::string& text) noexcept {
   ended_at_.store(WallClock(), std::memory_order_release);
   status_ = status;
   text_ = text;
+  for (const WaitingStream& waiting : waiters_) NoteFailedStream(*group_, waiting);
+  waiters_.clear();
   state_.store(State::kFailed, std::memory_order_release);
   changed_.notify_all();
+}
+
+void CallRecord::AddWaiter(npu_stream* stream) {
+  if (!group_) return;
+  const WaitingStream waiting{stream, std::this_thread::get_id()};
+  const std::lock_guard lock(mutex_);
+  if (!finished()) {
+    waiters_.push_back(waiting);
+  } else if (failed()) {
+    NoteFailedStream(*group_, waiting);
+  }
 }
 
 bool CallRecord::WaitFor(std::chrono::milliseconds limit) const {

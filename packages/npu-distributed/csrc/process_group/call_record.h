@@ -7,9 +7,12 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "npu/driver.h"
+#include "process_group/failed_streams.h"
 #include "process_group/group_identity.h"
 
 namespace npu::distributed {
@@ -24,6 +27,12 @@ class CallRecord {
     progress_ = std::move(progress);
     sequence_ = sequence;
   }
+
+  /// This is a collective of group number `group`, whose waiting streams are remembered should it fail.  To be said
+  /// before anybody waits.
+  void BelongTo(size_t group) noexcept { group_ = group; }
+  /// The calling thread has made `stream` wait for the collective.
+  void AddWaiter(npu_stream* stream);
 
   State state() const noexcept { return state_.load(std::memory_order_acquire); }
   bool finished() const noexcept { return state() >= State::kDone; }
@@ -51,10 +60,12 @@ class CallRecord {
   std::atomic<int64_t> ended_at_{0};
   std::shared_ptr<GroupProgress> progress_;
   int64_t sequence_ = 0;
+  std::optional<size_t> group_;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   npu_status status_ = NPU_OK;
   std::string text_;
+  std::vector<WaitingStream> waiters_;
 };
 
 /// Nanoseconds of the wall clock now.

@@ -11,14 +11,15 @@
 
 #include "process_group/call_record.h"
 #include "process_group/debug_dump.h"
+#include "process_group/per_process.h"
 
 namespace npu::distributed {
 
 void Heartbeat::Beat() noexcept { last.store(WallClock(), std::memory_order_relaxed); }
 
 HeartbeatMonitor& HeartbeatMonitor::Instance() {
-  static HeartbeatMonitor* monitor = new HeartbeatMonitor;  // groups may end during exit
-  return *monitor;
+  static PerProcess<HeartbeatMonitor> monitor;
+  return monitor.Get();
 }
 
 void HeartbeatMonitor::Add(const std::shared_ptr<Heartbeat>& heart, const DiagnosisSettings& settings,

@@ -6,6 +6,7 @@
 #include <iterator>
 #include <utility>
 
+#include "process_group/failed_streams.h"
 #include "process_group/process_group_hccl.h"
 #include "process_group/tensor_checks.h"
 
@@ -60,6 +61,14 @@ uint64_t ProcessGroupHCCL::NextSequence(bool is_transfer, Unit* unit) {
 
 void ProcessGroupHCCL::OrderAfterCaller(Lane& lane, int device) {
   const npu_runtime_api& runtime = Runtime();
+  // Queued behind a failed stream, the collective would be dropped here and fail on every peer.
+  const std::string error = TakeKnownError(runtime.current_stream(device));
+  if (!error.empty()) {
+    C10_THROW_ERROR(DistBackendError,
+                    "hccl: the current stream carries the error of an earlier collective, so what was queued on it "
+                    "since was dropped, and this collective is not queued. The stream can be used again. Cause: " +
+                        error);
+  }
   CheckRuntime(runtime.event_record(lane.start.get(), runtime.current_stream(device)),
                "ordering a collective after the current stream");
   CheckRuntime(runtime.event_wait(lane.start.get(), lane.stream), "ordering a collective after the current stream");
@@ -91,6 +100,7 @@ WorkHCCL::Start ProcessGroupHCCL::DescribeWork(Call& call, Unit* unit, std::shar
 }
 
 c10::intrusive_ptr<c10d::Work> ProcessGroupHCCL::Run(Call call) {
+  RequireOwnProcess();  // before the lock, which a thread that a forked child does not have may hold
   call.frames = diagnosis_->CaptureFrames();  // wants the interpreter lock
   const std::lock_guard lock(mutex_);
   const at::Tensor& witness = call.outputs.empty() ? call.inputs.front() : call.outputs.front();

@@ -17,6 +17,7 @@
 #include "process_group/environment.h"
 #include "process_group/group_diagnosis.h"
 #include "process_group/hccl_config.h"
+#include "process_group/per_process.h"
 #include "process_group/watchdog.h"
 #include "process_group/work.h"
 
@@ -152,6 +153,9 @@ class ProcessGroupHCCL : public c10d::Backend {
                  const std::vector<bool>& use_backup) const;
 
  private:
+  /// How long a caller's stream that waits for a failed collective gets to come to its error.
+  static constexpr std::chrono::seconds kStreamLimit{10};
+
   /// What a collective does, before it is queued.
   struct Call {
     c10d::OpType op;
@@ -188,6 +192,20 @@ class ProcessGroupHCCL : public c10d::Backend {
   struct ThreadScope;  ///< the open _group_start of a thread
   static ThreadScope& Scope();
 
+  // process_group_hccl.cpp
+  /// Whether this process is a forked child of the one that the group belongs to.
+  bool IsInherited() const { return ForkCount() != forks_; }
+  /// Throws when it is.
+  void RequireOwnProcess() const;
+  /// Keeps for ever what cannot be ended here: threads, pages and connections are those of the group's own process.
+  void Abandon();
+
+  // process_group_names.cpp
+  /// The name of the communicator unless another one is set; empty: a unique one is made.
+  std::string DefaultName() const;
+  /// The group, for people.
+  std::string Description() const;
+
   // process_group_calls.cpp
   c10::intrusive_ptr<c10d::Work> Run(Call call);
   Unit* OpenUnit(const Lane& lane, int device);
@@ -218,7 +236,7 @@ class ProcessGroupHCCL : public c10d::Backend {
   Communicator& CommunicatorOn(int device) { return *GroupLane(device).communicator; }
   npu_stream* StreamOn(int device);
   void LeaseStreamFor(Lane& lane, int device) const;
-  void CheckUsable(const Lane& lane) const;
+  void CheckUsable(const Lane& lane);
   std::unique_ptr<Communicator> Connect(const Lane& lane, int peer);
   void NameRanks(CommunicatorSettings& settings, int peer) const;
   /// Throws once the group has been aborted since this was called.
@@ -241,6 +259,8 @@ class ProcessGroupHCCL : public c10d::Backend {
   const c10::intrusive_ptr<c10d::Store> store_;
   const c10::intrusive_ptr<Options> options_;
   const Environment environment_;
+  const c10::intrusive_ptr<c10d::Store> meeting_store_;  // where ranks meet
+  const uint64_t forks_ = ForkCount();
 
   std::mutex live_mutex_;            // taken under mutex_ or alone
   std::vector<Communicator*> live_;  // what the lanes own, for AbortCommunicators
@@ -251,13 +271,13 @@ class ProcessGroupHCCL : public c10d::Backend {
   int device_ = -1;           // the one device of this group, once used
   Lane group_lane_;
   std::vector<std::unique_ptr<Lane>> pair_lanes_;  // by peer; empty before the first transfer
-  c10::intrusive_ptr<c10d::Store> pair_store_;     // a connection of its own: pairs meet while others use the store
   std::string comm_name_;
   uint64_t sequence_ = 0;           // of collectives
   uint64_t transfer_sequence_ = 0;  // of point-to-point calls; a batch counts once
   std::chrono::milliseconds ephemeral_timeout_{0};
   std::optional<std::weak_ptr<CallRecord>> ephemeral_until_;  // the first work that has it
   bool shut_down_ = false;
+  bool failure_told_ = false;  // a call has been refused with the failure that ended the group
   std::optional<Unit> coalescing_;
   bool coalescing_open_ = false;
   at::Tensor window_;

@@ -6,8 +6,10 @@
 #include <map>
 #include <numeric>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include "process_group/communicator_registry.h"
+#include "process_group/failed_streams.h"
 #include "process_group/gloo_link.h"
 #include "process_group/process_group_hccl.h"
 #include "process_group/stream_lease.h"
@@ -18,8 +20,19 @@ namespace {
 
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
+/// What the store is and who keeps it, for people.
+std::string NameOf(const StorePtr& store) {
+  StorePtr base = store;
+  if (auto* prefixed = dynamic_cast<c10d::PrefixStore*>(base.get())) base = prefixed->getUnderlyingNonPrefixStore();
+  const auto* tcp = dynamic_cast<c10d::TCPStore*>(base.get());
+  if (tcp == nullptr) return "the store";
+  return "the store (TCPStore at " + tcp->getHost() + ":" + std::to_string(tcp->getPort()) +
+         ", kept by rank 0 of the job or by its launcher)";
+}
+
 KeyValueStore ViewOf(StorePtr store) {
   KeyValueStore view;
+  view.name = NameOf(store);
   view.set = [store](const std::string& key, const std::string& value) {
     store->set(key, std::vector<uint8_t>(value.begin(), value.end()));
   };
@@ -29,15 +42,6 @@ KeyValueStore ViewOf(StorePtr store) {
     return std::string(value.begin(), value.end());
   };
   return view;
-}
-
-/// A connection of its own, so that a thread that waits for a key elsewhere is no obstacle.
-StorePtr ConnectionOf(const StorePtr& store) {
-  try {
-    return store->clone();
-  } catch (const std::exception&) {
-    return store;  // of a kind that cannot be copied
-  }
 }
 
 std::mutex shared_streams_mutex;
@@ -95,11 +99,19 @@ npu_stream* ProcessGroupHCCL::StreamOn(int device) {
   return lane.stream = shared.get();
 }
 
-void ProcessGroupHCCL::CheckUsable(const Lane& lane) const {
+void ProcessGroupHCCL::RequireOwnProcess() const {
+  TORCH_CHECK(!IsInherited(),
+              "hccl: this process group belongs to the process that this one was forked from. A forked "
+              "child cannot use it: start processes with \"spawn\" or \"forkserver\" and make a group in each");
+}
+
+void ProcessGroupHCCL::CheckUsable(const Lane& lane) {
+  RequireOwnProcess();
   TORCH_CHECK(!shut_down_, "hccl: this process group has been destroyed");
   if (!lane.communicator) return;
   const std::string failure = lane.communicator->failure();
   if (failure.empty()) return;
+  failure_told_ = true;
   C10_THROW_ERROR(DistBackendError,
                   "hccl: an earlier collective of this group failed, so the group cannot go on: " + failure +
                       ". Destroy it and initialise again, or call torch_npu.distributed.reinit_process_group()");
@@ -150,23 +162,20 @@ std::unique_ptr<Communicator> ProcessGroupHCCL::Connect(const Lane& lane, int pe
   settings.execution_timeout = environment_.execution_timeout;
   if (const auto limit = ExecutionTimeout(options_->hccl_config)) settings.execution_timeout = *limit;
   settings.name = comm_name_;
-  if (settings.name.empty() && !options_->group_id.empty()) settings.name = "group_name_" + options_->group_id;
-  StorePtr store;
+  if (settings.name.empty()) settings.name = DefaultName();
   if (peer < 0) {
     settings.rank = rank_;
     settings.size = size_;
     settings.check_meeting = AbortCheck();
-    store = ConnectionOf(store_);
   } else {
     settings.rank = rank_ < peer ? 0 : 1;
     settings.size = 2;
     settings.connect_at_first_call = true;
     settings.name += " " + PairName(rank_, peer);
-    if (!pair_store_) pair_store_ = ConnectionOf(store_);
-    store = pair_store_;
   }
   NameRanks(settings, peer);
-  store = c10::make_intrusive<c10d::PrefixStore>(StorePrefix(lane.generation, rank_, peer), store);
+  const StorePtr store =
+      c10::make_intrusive<c10d::PrefixStore>(StorePrefix(lane.generation, rank_, peer), meeting_store_);
   try {
     return std::make_unique<Communicator>(settings, ViewOf(store), GlooLinks(store, settings));
   } catch (const CommError& error) {
@@ -239,14 +248,18 @@ void ProcessGroupHCCL::AbortCommunicators(const std::string& reason) {
 }
 
 void ProcessGroupHCCL::Abort(const std::string& reason) {
+  if (IsInherited()) return;
   AbortCommunicators(reason);
   CloseCommunicators(std::chrono::milliseconds(0));
   if (watchdog_) watchdog_->Forgive();
+  // Who aborts knows that the pending works have failed; other threads that wait for them are still to hear of it.
+  ClearFailedStreams(diagnosis_->group().number, std::this_thread::get_id(), kStreamLimit);
 }
 
 void ProcessGroupHCCL::abort() { Abort("hccl: rank " + std::to_string(rank_) + " aborted the process group"); }
 
 void ProcessGroupHCCL::Resume(int device) {
+  RequireOwnProcess();
   {
     const std::lock_guard lock(mutex_);
     TORCH_CHECK(device_ < 0 || device < 0 || device_ == device, "resume_hccl_comm: this group uses npu:", device_,
@@ -254,12 +267,15 @@ void ProcessGroupHCCL::Resume(int device) {
   }
   CloseCommunicators(std::chrono::milliseconds(0), /*only_failed=*/true);
   if (watchdog_) watchdog_->Forgive();
+  ClearFailedStreams(diagnosis_->group().number, std::nullopt, kStreamLimit);
 }
 
 void ProcessGroupHCCL::DeleteStoreKeys() {
+  RequireOwnProcess();
   const std::lock_guard lock(mutex_);
   const auto forget = [&](const Lane& lane, int peer, int pair_rank) {
-    c10d::PrefixStore(StorePrefix(lane.generation, rank_, peer), store_).deleteKey("rank/" + std::to_string(pair_rank));
+    c10d::PrefixStore(StorePrefix(lane.generation, rank_, peer), meeting_store_)
+        .deleteKey("rank/" + std::to_string(pair_rank));
   };
   forget(group_lane_, -1, rank_);
   for (size_t peer = 0; peer < pair_lanes_.size(); ++peer) {

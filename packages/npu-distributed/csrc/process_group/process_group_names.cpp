@@ -1,9 +1,21 @@
 // Names, handles and stream ids of a group's communicators.
 #include <c10/util/Exception.h>
 
+#include "process_group/communicator_registry.h"
 #include "process_group/process_group_hccl.h"
 
 namespace npu::distributed {
+
+std::string ProcessGroupHCCL::DefaultName() const {
+  return options_->group_id.empty() ? "" : "group_name_" + options_->group_id;
+}
+
+std::string ProcessGroupHCCL::Description() const {
+  const std::string& id = options_->group_id;
+  return (id.empty() ? std::string("a process group without a name") : "process group \"" + id + "\"") + " of " +
+         std::to_string(size_) + (size_ == 1 ? " rank" : " ranks");
+}
+
 std::string ProcessGroupHCCL::CommName(int rank, bool create) {
   TORCH_CHECK(rank >= 0, "get_hccl_comm_name: rankid should not be negative, but got ", rank);
   const int device = CurrentDevice();
@@ -23,9 +35,13 @@ void ProcessGroupHCCL::SetCommName(const std::string& name) {
   TORCH_CHECK(!name.empty() && name.size() <= kLongest, "_set_hccl_comm_name: expected 1 to ", kLongest,
               " characters, but got ", name.size());
   const std::lock_guard lock(mutex_);
+  RequireOwnProcess();
   const std::string present = group_lane_.communicator ? group_lane_.communicator->name() : comm_name_;
   TORCH_CHECK(present.empty() || present == name, "_set_hccl_comm_name: the name is already set to \"", present,
               "\" and cannot be duplicated");
+  const std::string holder = HoldName(diagnosis_->group().number, name, Description(), /*only_if_free=*/true);
+  TORCH_CHECK(holder.empty(), "_set_hccl_comm_name: the name \"", name, "\" belongs to ", holder,
+              "; give this group another one, or destroy that group first");
   comm_name_ = name;
 }
 

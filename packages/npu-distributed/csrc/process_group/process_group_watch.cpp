@@ -54,6 +54,7 @@ void ProcessGroupHCCL::StartWatching() {
 
 void ProcessGroupHCCL::Announce(const Call& call, const WorkHCCL::Start& work) {
   const bool is_transfer = !call.transfers.empty();
+  work.submission->record.BelongTo(diagnosis_->group().number);
   if (!is_transfer) {
     const auto sequence = static_cast<int64_t>(work.sequence);
     work.submission->record.CountAs(diagnosis_->progress(), sequence);
@@ -130,6 +131,7 @@ void ProcessGroupHCCL::AnnounceBlock(const WorkHCCL::Start& work, bool is_transf
 }
 
 void ProcessGroupHCCL::WatchFused(const char* label, const std::shared_ptr<CallRecord>& record) {
+  record->BelongTo(diagnosis_->group().number);
   if (!watchdog_) return;
   const std::lock_guard lock(mutex_);
   Watchdog::Entry entry;

@@ -5,13 +5,14 @@
 #include <cstdlib>
 
 #include "process_group/file_output.h"
+#include "process_group/per_process.h"
 #include "process_group/trace_value.h"
 
 namespace npu::distributed {
 
 StatusBoard& StatusBoard::Instance() {
-  static StatusBoard* board = new StatusBoard;  // groups may end during exit
-  return *board;
+  static PerProcess<StatusBoard> board;
+  return board.Get();
 }
 
 void StatusBoard::NoteCall(const GroupIdentity& group, uint64_t sequence, const std::string& op,

@@ -24,6 +24,7 @@ void WaitOnStream(npu_stream* stream, npu_event* end, const SharedRecord& record
   const npu_runtime_api& runtime = Runtime();
   CheckRuntime(runtime.event_wait(end, stream), "waiting for a collective");
   if (record->state() == CallRecord::State::kDone) return;
+  record->AddWaiter(stream);
   auto* shared = new SharedRecord(record);
   npu_task task{};
   task.run = &CheckTask;

@@ -43,6 +43,7 @@ class Arrival {
   void ExchangeIdentities();
   std::unique_ptr<ControlPage> SharePage(int local_size);
   void Join(uint32_t expected);
+  void Set(const std::string& key, const std::string& value);
   std::string Get(const std::string& key, const std::string& what);
   [[noreturn]] void ThrowStoreFailure(const std::string& what, const std::string& reason);
   [[noreturn]] void ThrowTimeout(const std::string& missing) const;
@@ -93,8 +94,16 @@ void Arrival::ThrowStoreFailure(const std::string& what, const std::string& reas
     ThrowIfEnded([] { return false; });
     std::this_thread::sleep_for(kLongestPoll);
   }
-  throw CommError(NPU_ERROR_SYSTEM,
-                  "EI0006: hccl rendezvous: the store failed while waiting for " + what + ": " + reason);
+  throw CommError(NPU_ERROR_SYSTEM, "EI0006: hccl rendezvous: " + store_.name + " failed while waiting for " + what +
+                                        ": " + reason.substr(0, reason.find('\n')));  // the rest is a stack
+}
+
+void Arrival::Set(const std::string& key, const std::string& value) {
+  try {
+    store_.set(key, value);
+  } catch (const std::exception& error) {
+    ThrowStoreFailure("the other ranks", error.what());
+  }
 }
 
 std::string Arrival::Get(const std::string& key, const std::string& what) {
@@ -119,7 +128,7 @@ std::string Arrival::Get(const std::string& key, const std::string& what) {
 
 void Arrival::ExchangeIdentities() {
   meeting_.group.resize(static_cast<size_t>(settings_.size));
-  store_.set(RankKey(settings_.rank), self_.Serialize());
+  Set(RankKey(settings_.rank), self_.Serialize());
   for (int peer = 0; peer < settings_.size; ++peer) {
     ProcessIdentity& identity = meeting_.group[static_cast<size_t>(peer)];
     identity = peer == settings_.rank ? self_ : ProcessIdentity::Parse(Get(RankKey(peer), NameOf(peer)));
@@ -133,7 +142,7 @@ std::unique_ptr<ControlPage> Arrival::SharePage(int local_size) {
   const ProcessIdentity& creator = meeting_.ranks.front();
   if (meeting_.local_rank == 0) {
     std::unique_ptr<ControlPage> page = ControlPage::Create(local_size, regions, creator.nonce);
-    store_.set(PageKey(settings_.rank), std::to_string(page->fd()));
+    Set(PageKey(settings_.rank), std::to_string(page->fd()));
     return page;
   }
   const std::string text = Get(PageKey(creator.rank), "the control page of " + NameOf(creator.rank));

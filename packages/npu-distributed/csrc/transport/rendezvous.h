@@ -18,6 +18,7 @@ namespace npu::distributed {
 struct KeyValueStore {
   std::function<void(const std::string& key, const std::string& value)> set;
   std::function<std::optional<std::string>(const std::string& key)> find;
+  std::string name = "the store";  ///< in texts
 };
 
 struct MeetingSettings {

@@ -37,6 +37,9 @@ def is_hccl_available() -> bool:
 def reinit_process_group(group: Any = None, rebuild_link: bool = True) -> Any:
     """Make groups usable again after a device was restarted or a collective failed.
 
+    Streams that wait for collectives which have failed are usable again, too: their error is taken from them, and what
+    was queued on them behind the wait has not run.
+
     Parameters
     ----------
     group : ProcessGroup, optional
@@ -63,6 +66,7 @@ def reinit_process_group(group: Any = None, rebuild_link: bool = True) -> Any:
     backend = _require_backend("reinit_process_group", group)
     backend._delete_tcpstore_key()
     backend.abort_hccl_comm("hccl: reinit_process_group")
+    backend.resume_hccl_comm(-1)  # what waits for failed works is usable again, too
     return group
 
 
