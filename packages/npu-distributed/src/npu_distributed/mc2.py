@@ -124,9 +124,7 @@ def npu_mm_reduce_scatter_base(
     Quantised, every rank's term is ``(self @ x2 + bias) * x1_scale * x2_scale``.  The bias of every rank counts.
 
     Terms are summed in float32, those of a machine in rank order and then the machines' sums in their order, and the
-    result is rounded once.  Terms of float16 tensors and terms with scales stay float32 until then.  Terms of bfloat16
-    tensors without scales are rounded to bfloat16 first: aten has no product of bfloat16 matrices that gives float32 on
-    the CPU, and one of float32 matrices takes 2.3 times as long.
+    result is rounded once: nothing is rounded to 16 bits before.
 
     Parameters
     ----------
@@ -216,10 +214,7 @@ def npu_mm_all_reduce_base(
     ``P = (x1 @ x2 + bias) * dequant_scale * pertoken_scale[:, None] + x3``.  `bias` and `x3` of every rank count.
 
     The terms P are summed in float32, those of a machine in rank order and then the machines' sums in their order, and
-    the result is rounded once.  P of float16 or of two int8 tensors stays float32 until then.  P of bfloat16 tensors is
-    rounded to bfloat16 first, with `bias` or `x3` (`x3` beside `bias` is another rounding): aten has no product of
-    bfloat16 matrices that gives float32 on the CPU, and one of float32 matrices takes 2.3 times as long.  A dequantised
-    `x2` is rounded once to the dtype of `x1`.
+    the result is rounded once: nothing is rounded to 16 bits before, not even a dequantised `x2`.
 
     Parameters
     ----------
