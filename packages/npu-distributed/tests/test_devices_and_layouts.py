@@ -455,9 +455,7 @@ COLLECTIVES = {
 }
 
 
-def call_and_rebuild(rank: int, size: int, name: str, shape: tuple[int, ...]) -> str:
-    from torch_npu.distributed import reinit_process_group
-
+def failing_call(rank: int, size: int, name: str, shape: tuple[int, ...]) -> str:
     dist.barrier()
     texts = []
     for step in (lambda: (COLLECTIVES | MESSAGES)[name](rank, size, shape), torch.npu.synchronize):
@@ -465,10 +463,16 @@ def call_and_rebuild(rank: int, size: int, name: str, shape: tuple[int, ...]) ->
             step()
         except RuntimeError as error:
             texts.append(str(error))
+    return texts[0] if texts else "no error"
+
+
+def rebuild(rank: int, size: int) -> None:
+    """To be called when all ranks have seen what failed: who sends a small message does not wait for its receiver."""
+    from torch_npu.distributed import reinit_process_group
+
     reinit_process_group()
     dist.all_reduce(tensor := torch.ones(3, device="npu"))
     assert tensor.tolist() == [size] * 3
-    return texts[0] if texts else "no error"
 
 
 def one_message(rank: int, size: int, shape: tuple[int, ...]) -> None:
@@ -515,6 +519,17 @@ def check_future_of_a_failure(rank: int, size: int) -> None:
         assert work.get_future().then(read).wait()[0].tolist() == [size * (size + 1)] * 3
 
 
+def check_views_that_negate(rank: int, size: int) -> None:
+    view = torch._neg_view(torch.ones(3, device="npu"))
+    assert view.is_neg()
+    dist.all_reduce(view)
+    assert view.tolist() == [-float(size)] * 3
+    dist.broadcast(view, 0)
+    gathered = torch.empty(3 * size, device="npu")
+    dist.all_gather_into_tensor(gathered, view)
+    assert gathered.tolist() == [-float(size)] * 3 * size
+
+
 # ---- tests ----------------------------------------------------------------------------------------------------------
 
 
@@ -529,6 +544,7 @@ def check_future_of_a_failure(rank: int, size: int) -> None:
         check_mixed_lists,
         check_messages,
         check_future_of_a_failure,
+        check_views_that_negate,
     ),
     ids=lambda check: check.__name__.removeprefix("check_"),
 )
@@ -539,7 +555,9 @@ def test_tensors(ranks, size: int, check) -> None:
 @pytest.mark.parametrize("shape", (SMALL, LARGE), ids=("inline", "in place"))
 @pytest.mark.parametrize("name", COLLECTIVES)
 def test_formats_that_differ_between_ranks(ranks, name: str, shape: tuple[int, ...]) -> None:
-    for rank, text in enumerate(ranks(3).run(call_and_rebuild, name, shape)):
+    texts = ranks(3).run(failing_call, name, shape)
+    ranks(3).run(rebuild)
+    for rank, text in enumerate(texts):
         assert "EI0005" in text and "channels_last" in text, f"rank {rank}: {text}"
         assert len(set(re.findall(r"rank (\d+)", text))) >= 2, f"rank {rank}: {text}"
 
@@ -547,7 +565,8 @@ def test_formats_that_differ_between_ranks(ranks, name: str, shape: tuple[int, .
 @pytest.mark.parametrize("shape", (SMALL, LARGE), ids=("inline", "in place"))
 @pytest.mark.parametrize("name", MESSAGES)
 def test_messages_whose_formats_differ(ranks, name: str, shape: tuple[int, ...]) -> None:
-    texts = ranks(3).run(call_and_rebuild, name, shape)
+    texts = ranks(3).run(failing_call, name, shape)
+    ranks(3).run(rebuild)
     count = torch.Size(shape).numel()
     assert "EI0005" in texts[0], texts
     # In the batch rank 1 sends to rank 2 as well.

@@ -302,9 +302,13 @@ def finished(rank: int, size: int) -> bool:
     return _kept["work"].is_success()
 
 
-def try_to_reduce(rank: int, size: int) -> str:
+def try_to_reduce(rank: int, size: int, fused: bool) -> str:
     try:
-        dist.all_reduce(torch.ones(3, device="npu"))
+        if fused:
+            name = dist.group.WORLD._get_backend(torch.device("npu")).get_hccl_comm_name(rank)
+            torch.ops.npu.npu_mm_all_reduce_base(*[torch.ones(3, 3, device="npu").half()] * 2, name)
+        else:
+            dist.all_reduce(torch.ones(3, device="npu"))
     except dist.DistBackendError as error:
         return str(error)
     return "no error"
@@ -432,14 +436,15 @@ def test_a_group_works_after_an_abort_of_a_collective_that_a_stream_waits_for(fr
     assert group.close() == [0, 0], group.logs()
 
 
-def test_a_failed_stream_does_not_end_another_group(fresh_ranks) -> None:
+@pytest.mark.parametrize("fused", (False, True))
+def test_a_failed_stream_does_not_end_another_group(fresh_ranks, fused: bool) -> None:
     """The error is raised where the collective is called, before its peers hear of it."""
     group = fresh_ranks(2, TORCH_HCCL_ASYNC_ERROR_HANDLING="2")
     group.run(make_second_group)
     for rank in (0, 1):
         group.run_only(rank, reduce_in_second_group)
     assert group.run(finished) == [False, False]
-    error = group.run_only(0, try_to_reduce)
+    error = group.run_only(0, try_to_reduce, fused)
     assert "the current stream carries the error of an earlier collective" in error and "EI0005" in error, error
     assert group.run(reduce_three_times) == [[3.0] * 3] * 2
 

@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include "process_group/communicator_registry.h"
+#include "process_group/failed_streams.h"
 #include "process_group/work.h"
 
 namespace npu::distributed {
@@ -28,6 +29,7 @@ Communicator& RequireCommunicator(const char* op, const std::string& name, int64
                         ". Destroy it and initialise again, or call "
                         "torch_npu.distributed.reinit_process_group()");
   }
+  RequireHealthyStream(Runtime().current_stream(device));
   return *communicator;
 }
 

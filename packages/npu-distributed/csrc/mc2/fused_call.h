@@ -14,7 +14,8 @@
 namespace npu::distributed {
 
 /// The communicator `name` on the current device.  Throws c10::Error that names `op` when the name is empty, longer
-/// than 127 characters or unknown, or when `world_size` (if not negative) is not its size.
+/// than 127 characters or unknown, or when `world_size` (if not negative) is not its size, or when the group or the
+/// current stream carries the error of an earlier collective.
 Communicator& RequireCommunicator(const char* op, const std::string& name, int64_t world_size = -1);
 
 /// "Half[4, 8]"

@@ -1,5 +1,7 @@
 #include "process_group/failed_streams.h"
 
+#include <c10/util/Exception.h>
+
 #include <atomic>
 #include <cstdio>
 #include <map>
@@ -85,15 +87,22 @@ void ClearFailedStreams(size_t group, std::optional<std::thread::id> thread, std
   }
 }
 
-std::string TakeKnownError(npu_stream* stream) {
+void RequireHealthyStream(npu_stream* stream) {
   if (!All().any.load(std::memory_order_relaxed)) [[likely]]
-    return "";
+    return;
   const std::vector<Failure> failures =
       All().Take([&](const Failure& failure) { return failure.waiting.stream == stream; });
-  if (failures.empty()) return "";
-  if (Reached(stream, kMoment)) return TakeError(stream);
-  for (const Failure& failure : failures) All().Put(failure);
-  return "";
+  if (failures.empty()) return;
+  if (!Reached(stream, kMoment)) {
+    for (const Failure& failure : failures) All().Put(failure);
+    return;
+  }
+  const std::string error = TakeError(stream);
+  if (error.empty()) return;
+  C10_THROW_ERROR(DistBackendError,
+                  "hccl: the current stream carries the error of an earlier collective, so what was queued on it "
+                  "since was dropped, and this collective is not queued. The stream can be used again. Cause: " +
+                      error);
 }
 
 }  // namespace npu::distributed

@@ -27,8 +27,9 @@ void NoteFailedStream(size_t group, const WaitingStream& waiting);
 /// stderr.
 void ClearFailedStreams(size_t group, std::optional<std::thread::id> thread, std::chrono::milliseconds limit);
 
-/// The error of `stream` when that is known to carry one, which is taken from it; else empty.  Waits a moment for a
-/// stream that is about to come to its error.
-std::string TakeKnownError(npu_stream* stream);
+/// Throws DistBackendError when `stream`, on which a caller is about to begin a collective, is known to carry an error,
+/// which is taken from it: queued behind that, the collective would be dropped here and fail on every peer.  Waits a
+/// moment for a stream that is about to come to its error.
+void RequireHealthyStream(npu_stream* stream);
 
 }  // namespace npu::distributed

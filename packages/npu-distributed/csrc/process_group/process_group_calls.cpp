@@ -61,14 +61,7 @@ uint64_t ProcessGroupHCCL::NextSequence(bool is_transfer, Unit* unit) {
 
 void ProcessGroupHCCL::OrderAfterCaller(Lane& lane, int device) {
   const npu_runtime_api& runtime = Runtime();
-  // Queued behind a failed stream, the collective would be dropped here and fail on every peer.
-  const std::string error = TakeKnownError(runtime.current_stream(device));
-  if (!error.empty()) {
-    C10_THROW_ERROR(DistBackendError,
-                    "hccl: the current stream carries the error of an earlier collective, so what was queued on it "
-                    "since was dropped, and this collective is not queued. The stream can be used again. Cause: " +
-                        error);
-  }
+  RequireHealthyStream(runtime.current_stream(device));
   CheckRuntime(runtime.event_record(lane.start.get(), runtime.current_stream(device)),
                "ordering a collective after the current stream");
   CheckRuntime(runtime.event_wait(lane.start.get(), lane.stream), "ordering a collective after the current stream");

@@ -67,6 +67,7 @@ void Watchdog::Forgive() {
   const std::lock_guard lock(mutex_);
   entries_.clear();
   failed_ = false;
+  ++forgiven_;
 }
 
 void Watchdog::SetStatus(Status status) {
@@ -123,11 +124,11 @@ void Watchdog::HandleTimeout(const Entry& entry) {
   if (EndsProcess(group_.handling)) EndProcess(text);
 }
 
-void Watchdog::HandleFailure(const Entry& entry) {
+void Watchdog::HandleFailure(const Entry& entry, uint64_t forgiven) {
   const std::string text = entry.record->text();
   {
     const std::lock_guard lock(mutex_);
-    if (failed_) return;
+    if (failed_ || forgiven != forgiven_) return;  // the group was rebuilt after this round had taken out the entry
     failed_ = EndsProcess(group_.handling);
     failure_ = text;
     end_process_at_ = Clock::now() + kGrace;
@@ -147,13 +148,14 @@ void Watchdog::Round(std::unique_lock<std::mutex>& lock) {
     if (finished || timed_out) ended.splice(ended.end(), entries_, entry);
     entry = next;
   }
+  const uint64_t forgiven = forgiven_;
   const std::string waiting = oldest != nullptr ? oldest->Name() : "";
   lock.unlock();
   for (const Entry& entry : ended) {
     if (!entry.record->finished()) {
       HandleTimeout(entry);
     } else if (HasFailed(*entry.record)) {
-      HandleFailure(entry);
+      HandleFailure(entry, forgiven);
     }
     group_.diagnosis->Retire(entry.record.get());
     if (entry.stash) entry.stash->Release();

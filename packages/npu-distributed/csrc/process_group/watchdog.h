@@ -67,7 +67,7 @@ class Watchdog {
   void Run();
   void Round(std::unique_lock<std::mutex>& lock);
   void HandleTimeout(const Entry& entry);
-  void HandleFailure(const Entry& entry);
+  void HandleFailure(const Entry& entry, uint64_t forgiven);
   [[noreturn]] void EndProcess(const std::string& reason) const;
 
   const Group group_;
@@ -77,6 +77,7 @@ class Watchdog {
   Status status_ = Status::kInit;
   bool stop_ = false;
   bool failed_ = false;
+  uint64_t forgiven_ = 0;  ///< how often
   std::string failure_;
   std::chrono::steady_clock::time_point end_process_at_{};
   std::thread thread_;
