@@ -519,17 +519,6 @@ def check_future_of_a_failure(rank: int, size: int) -> None:
         assert work.get_future().then(read).wait()[0].tolist() == [size * (size + 1)] * 3
 
 
-def check_views_that_negate(rank: int, size: int) -> None:
-    view = torch._neg_view(torch.ones(3, device="npu"))
-    assert view.is_neg()
-    dist.all_reduce(view)
-    assert view.tolist() == [-float(size)] * 3
-    dist.broadcast(view, 0)
-    gathered = torch.empty(3 * size, device="npu")
-    dist.all_gather_into_tensor(gathered, view)
-    assert gathered.tolist() == [-float(size)] * 3 * size
-
-
 # ---- tests ----------------------------------------------------------------------------------------------------------
 
 
@@ -544,7 +533,6 @@ def check_views_that_negate(rank: int, size: int) -> None:
         check_mixed_lists,
         check_messages,
         check_future_of_a_failure,
-        check_views_that_negate,
     ),
     ids=lambda check: check.__name__.removeprefix("check_"),
 )

@@ -62,8 +62,6 @@ void CheckTensor(const at::Tensor& tensor) {
               "Tensors must be NPU and dense, but got a ", tensor.layout(), " tensor on ", tensor.device());
   TORCH_CHECK(tensor.is_contiguous(tensor.suggest_memory_format()), "Tensors must be contiguous, but got sizes ",
               tensor.sizes(), " with strides ", tensor.strides(), "; call .contiguous() first");
-  TORCH_CHECK(!tensor.is_neg(),
-              "Tensors must hold their values, but got a view that negates; call .resolve_neg() first");
   TORCH_CHECK(Lookup(tensor.scalar_type()).has_value(),
               "Unsupported data type for HCCL process group: ", tensor.scalar_type());
 }
