@@ -1,6 +1,7 @@
 #include "mc2/wide_product.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
 
 #include <algorithm>
@@ -8,6 +9,10 @@
 #include <cstring>
 #include <exception>
 #include <vector>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "npu/kernels/isa.h"
 #include "npu/kernels/parallel.h"
@@ -18,12 +23,13 @@ namespace {
 
 using at::BFloat16;
 
-// A block of the weight, packed, stays in the second-level cache while kRows rows of x pass by.  Measured on Zen 4:
-// blocks of 64 columns are 10 % slower, 1024 or 256 inner elements make no difference.
+// A panel of the weight is packed as blocks of kColumns columns and multiplied with all rows of a stretch.  The panel
+// stays in the second-level cache, so x is read once per panel, and what the products add up in stays in the third.
+// Measured with 2048x4096x4096 in two processes: kInner 512 is 3 % slower, panels of 256 columns are as fast.
 constexpr int64_t kColumns = 128;
-constexpr int64_t kInner = 512;
-constexpr int64_t kRows = 128;      // of one call of the block kernel
-constexpr int64_t kStretch = 1024;  // rows that share a packed block
+constexpr int64_t kPanel = 4 * kColumns;
+constexpr int64_t kInner = 1024;
+constexpr int64_t kRows = 128;  // of one call of the block kernel
 
 struct Product {
   const BFloat16* x;
@@ -41,14 +47,26 @@ uint32_t PairAt(const BFloat16* at) {
   return pair;
 }
 
+/// to[n] = pair of low[n] and high[n].
+void Interleave(const BFloat16* low, const BFloat16* high, int64_t count, uint32_t* to) {
+  int64_t n = 0;
+#if defined(__SSE2__)
+  for (; n + 8 <= count; n += 8) {
+    const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(low + n));
+    const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(high + n));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + n), _mm_unpacklo_epi16(a, b));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + n + 4), _mm_unpackhi_epi16(a, b));
+  }
+#endif
+  for (; n < count; ++n) to[n] = low[n].x | static_cast<uint32_t>(high[n].x) << 16;
+}
+
 /// Elements 2i and 2i + 1 of each column side by side, as dot product instructions want them: [inner / 2, kColumns, 2].
 void Pack(const Product& product, int64_t first_k, int64_t inner, int64_t first_n, int64_t columns, uint32_t* packed) {
   if (!product.is_transposed) {
     for (int64_t i = 0; i < inner / 2; ++i) {
       const BFloat16* low = product.weight + (first_k + 2 * i) * product.weight_stride + first_n;
-      const BFloat16* high = low + product.weight_stride;
-      uint32_t* to = packed + i * kColumns;
-      for (int64_t n = 0; n < columns; ++n) to[n] = low[n].x | static_cast<uint32_t>(high[n].x) << 16;
+      Interleave(low, low + product.weight_stride, columns, packed + i * kColumns);
     }
     return;
   }
@@ -63,19 +81,24 @@ void Pack(const Product& product, int64_t first_k, int64_t inner, int64_t first_
 }
 
 #ifdef CPUBLAS_BRGEMM_BF16BF16F32
-/// Columns from `first_n` on of the rows from `first_m` on.
-void Multiply(const Product& product, int64_t first_m, int64_t first_n) {
-  thread_local std::vector<uint32_t> packed(kInner / 2 * kColumns);
-  const int64_t columns = std::min(kColumns, product.n - first_n);
-  const int64_t last_m = std::min(first_m + kStretch, product.m);
+/// Rows [first_m, last_m) of the panel of columns that begins at `first_n`.
+void Multiply(const Product& product, int64_t first_m, int64_t last_m, int64_t first_n) {
+  constexpr int64_t kBlock = kInner / 2 * kColumns;
+  thread_local std::vector<uint32_t> packed(kBlock * (kPanel / kColumns));
+  const int64_t last_n = std::min(first_n + kPanel, product.n);
   for (int64_t k = 0; k < product.k; k += kInner) {
     const int64_t inner = std::min(kInner, product.k - k);
-    Pack(product, k, inner, first_n, columns, packed.data());
+    for (int64_t n = first_n; n < last_n; n += kColumns) {
+      Pack(product, k, inner, n, std::min(kColumns, last_n - n), packed.data() + (n - first_n) / kColumns * kBlock);
+    }
     for (int64_t m = first_m; m < last_m; m += kRows) {
-      at::native::cpublas::brgemm(std::min(kRows, last_m - m), columns, inner, product.x_stride, kColumns, product.n,
-                                  /*add_C=*/k > 0, product.x + m * product.x_stride + k,
-                                  reinterpret_cast<const BFloat16*>(packed.data()),
-                                  product.out + m * product.n + first_n, /*is_vnni=*/true);
+      for (int64_t n = first_n; n < last_n; n += kColumns) {
+        at::native::cpublas::brgemm(
+            std::min(kRows, last_m - m), std::min(kColumns, last_n - n), inner, product.x_stride, kColumns, product.n,
+            /*add_C=*/k > 0, product.x + m * product.x_stride + k,
+            reinterpret_cast<const BFloat16*>(packed.data() + (n - first_n) / kColumns * kBlock),
+            product.out + m * product.n + n, /*is_vnni=*/true);
+      }
     }
   }
   at::native::cpublas::brgemm_release();
@@ -83,19 +106,23 @@ void Multiply(const Product& product, int64_t first_m, int64_t first_n) {
 
 npu_status Run(void* payload, npu_error* error) {
   const Product& product = *static_cast<const Product*>(payload);
-  const int64_t column_blocks = (product.n + kColumns - 1) / kColumns;
-  const int64_t stretches = (product.m + kStretch - 1) / kStretch;
+  const int64_t panels = (product.n + kPanel - 1) / kPanel;
+  // Each stretch of rows packs the panel again, so rows are cut only where there are too few panels for the threads.
+  const int64_t wanted = (at::get_num_threads() + panels - 1) / panels;
+  const int64_t stretch = std::max<int64_t>(1, (product.m + wanted * kRows - 1) / (wanted * kRows)) * kRows;
+  const int64_t stretches = (product.m + stretch - 1) / stretch;
   std::atomic<bool> failed{false};
   const auto work = [&](int64_t begin, int64_t end) {
     try {
       for (int64_t i = begin; i < end && !failed; ++i) {
-        Multiply(product, i % stretches * kStretch, i / stretches * kColumns);
+        const int64_t first = i % stretches * stretch;
+        Multiply(product, first, std::min(first + stretch, product.m), i / stretches * kPanel);
       }
     } catch (const std::exception& exception) {
       if (!failed.exchange(true)) std::strncpy(error->message, exception.what(), sizeof error->message - 1);
     }
   };
-  const npu_status status = kernels::parallel_for(column_blocks * stretches, 1, work, error);
+  const npu_status status = kernels::parallel_for(panels * stretches, 1, work, error);
   return failed ? NPU_ERROR_SYSTEM : status;
 }
 #endif
