@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from hccl_testing.stores import tcp_store, use_tcp_store
 
 
 def warm_up(rank: int, size: int) -> int:
@@ -143,15 +144,7 @@ def two_groups_from_two_threads(rank: int, size: int, folder: str) -> list[float
     """Two groups whose first collectives meet in opposite order on the two ranks."""
     # Clients of a TCPStore wait for one another while one of them waits for a key.
     backend = dist.group.WORLD._get_backend(torch.device("npu"))
-    port = Path(folder, "port")
-    if rank == 0:
-        store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-        Path(folder, "new").write_text(str(store.port))
-        Path(folder, "new").rename(port)
-    else:
-        while not port.exists():
-            time.sleep(0.01)
-        store = dist.TCPStore("127.0.0.1", int(port.read_text()), size)
+    store = tcp_store(rank, size, folder)
     groups = [type(backend)(dist.PrefixStore(name, store), rank, size, timeout=timedelta(seconds=60)) for name in "ab"]
     results = [torch.ones(4, device="npu") for _ in groups]
     begun = dist.PrefixStore("begun", store.clone())
@@ -312,21 +305,6 @@ def try_to_reduce(rank: int, size: int, fused: bool) -> str:
     except dist.DistBackendError as error:
         return str(error)
     return "no error"
-
-
-def use_tcp_store(rank: int, size: int, folder: str) -> None:
-    """Make the world anew on a store that rank 0 keeps."""
-    dist.destroy_process_group()
-    port = Path(folder, "port")
-    if rank == 0:
-        store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-        Path(folder, "new").write_text(str(store.port))
-        Path(folder, "new").rename(port)
-    else:
-        while not port.exists():
-            time.sleep(0.01)
-        store = dist.TCPStore("127.0.0.1", int(port.read_text()), size)
-    dist.init_process_group("hccl", store=store, rank=rank, world_size=size)
 
 
 def first_calls(rank: int, size: int) -> list[str]:

@@ -8,11 +8,11 @@ import os
 import select
 import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from hccl_testing.stores import use_tcp_store
 from torch.distributed import distributed_c10d
 
 REFUSED = 3
@@ -20,21 +20,6 @@ REFUSED = 3
 
 def backend() -> dist.ProcessGroupHCCL:
     return dist.group.WORLD._get_backend(torch.device("npu"))
-
-
-def use_tcp_store(rank: int, size: int, folder: str) -> None:
-    """Make the world anew on a TCPStore, as torchrun does; rank 0 keeps it, in a thread of its own."""
-    dist.destroy_process_group()
-    port = Path(folder, "port")
-    if rank == 0:
-        store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-        Path(folder, "new").write_text(str(store.port))
-        Path(folder, "new").rename(port)
-    else:
-        while not port.exists():
-            time.sleep(0.01)
-        store = dist.TCPStore("127.0.0.1", int(port.read_text()), size)
-    dist.init_process_group("hccl", store=store, rank=rank, world_size=size)
 
 
 # ---- what children do -----------------------------------------------------------------------------------------------

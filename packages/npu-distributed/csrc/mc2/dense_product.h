@@ -21,7 +21,6 @@ class DenseProduct {
   DenseProduct(at::ScalarType result_type, at::ScalarType x_type, const at::Tensor& weight, Bias bias,
                at::Tensor column_scale);
 
-  int64_t columns() const { return weight_.size(1); }
   at::ScalarType result_type() const { return result_type_; }
 
   /// Queues out = P on the current stream.  x [m, k]; `row_scale` float32 [m] or undefined; `addend` [m, n] or
